@@ -1,0 +1,1 @@
+"""Edits of attention: what happens inside chosen layers, for chosen rows of the batch."""

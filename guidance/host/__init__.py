@@ -1,0 +1,1 @@
+"""The only room that imports ComfyUI: hooks, versions, gradients, other models, the geometry of networks."""

@@ -1,0 +1,116 @@
+"""Autograd inside the host: out of inference mode, weights as ordinary tensors, blocks recomputed where memory matters."""
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from ..gradients import plain_context
+from .geometry import checkpoint_modules
+
+
+def make_normal(network):
+    """Weights that were made in inference mode cannot be saved for a backward pass: replaces them by ordinary ones, one at a time."""
+    with torch.inference_mode(False):
+        for module in network.modules():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is None or not tensor.is_inference():
+                        continue
+                    new = tensor.detach().clone()
+                    if isinstance(tensor, torch.nn.Parameter):
+                        new = torch.nn.Parameter(new, requires_grad=False)
+                    new.__dict__.update(tensor.__dict__)
+                    table[name] = new
+
+
+class _Recompute(torch.autograd.Function):
+    """Runs a block without a graph, and again with one in the backward.
+
+    Inputs are cloned: the host's blocks update them in place. Written out because the library's checkpoint keeps aliases of what such blocks overwrite.
+    """
+
+    @staticmethod
+    def forward(ctx, function, skeleton, *tensors):
+        ctx.function, ctx.skeleton = function, skeleton
+        ctx.save_for_backward(*tensors)
+        ctx.wanted = [t.requires_grad for t in tensors]
+        with torch.no_grad():
+            return function(*skeleton([t.detach().clone() for t in tensors]))
+
+    @staticmethod
+    def backward(ctx, *slopes):
+        with plain_context():
+            leaves = [t.detach().clone().requires_grad_(w) for t, w in zip(ctx.saved_tensors, ctx.wanted)]
+            out = ctx.function(*ctx.skeleton([leaf * 1.0 if w else leaf for leaf, w in zip(leaves, ctx.wanted)]))
+            outs = out if isinstance(out, tuple) else (out,)
+            pairs = [(o, s) for o, s in zip(outs, slopes) if isinstance(o, torch.Tensor) and o.requires_grad and s is not None]
+            wanted = [leaf for leaf, w in zip(leaves, ctx.wanted) if w]
+            found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [s for _, s in pairs], allow_unused=True))
+        return None, None, *[next(found) if w else None for w in ctx.wanted]
+
+
+def _recomputing(forward):
+    def run(*args, **kwargs):
+        names = list(kwargs)
+        values = [*args, *kwargs.values()]
+        places = [i for i, v in enumerate(values) if isinstance(v, torch.Tensor) and v.is_floating_point()]
+        if not any(values[i].requires_grad for i in places) or not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+
+        def skeleton(tensors):
+            filled = list(values)
+            for i, t in zip(places, tensors):
+                filled[i] = t
+            return filled
+
+        def call(*filled):
+            return forward(*filled[:len(args)], **dict(zip(names, filled[len(args):])))
+        return _Recompute.apply(call, skeleton, *[values[i] for i in places])
+    return run
+
+
+@contextlib.contextmanager
+def recomputed(network):
+    """Within it, the network's blocks keep no activations; their own forward is back afterwards."""
+    modules = checkpoint_modules(network)
+    try:
+        for module in modules:
+            module.forward = _recomputing(module.forward)
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+
+
+class HostContext:
+    """The context that guidance.gradients uses on the host: `differentiable(checkpoint)`."""
+
+    def __init__(self, session):
+        self.session, self.ready = session, False
+
+    @contextlib.contextmanager
+    def __call__(self, checkpoint=False):
+        import comfy.model_management as management
+        network = self.session.model.diffusion_model
+        training = getattr(management, "in_training", None)
+        with plain_context():
+            make_normal(network)
+            try:
+                if training is not None:
+                    management.in_training = True       # newer hosts then avoid kernels that have no backward
+                with recomputed(network) if checkpoint else contextlib.nullcontext():
+                    yield
+            finally:
+                if training is not None:
+                    management.in_training = training
+
+
+@contextlib.contextmanager
+def host_context(session):
+    """Makes the host's context the one of the run's steering methods."""
+    session.run.context = HostContext(session)
+    try:
+        yield
+    finally:
+        session.run.context = None

@@ -1,0 +1,114 @@
+"""Other MODELs in a run: loaded beside the sampled one, prepared once, evaluated with the run's own prompts."""
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+
+from .attach import KEY, models_of
+
+_separate = weakref.WeakKeyDictionary()
+
+
+def _own_copy(patcher):
+    """A MODEL with a network of its own, for two MODELs that share one network but patch its weights differently.
+
+    The copy is made of the unpatched weights, once for each such MODEL; it costs the memory of a second network.
+    """
+    if patcher in _separate:
+        return _separate[patcher]
+    import comfy.model_management as management
+    for loaded in list(management.current_loaded_models):
+        if loaded.model is not None and getattr(loaded.model, "model", None) is patcher.model:
+            loaded.model_unload()
+            management.current_loaded_models.remove(loaded)
+    network = copy.deepcopy(patcher.model)
+    new = patcher.clone()
+    new.model = network
+    new.backup = type(patcher.backup)() if hasattr(patcher, "backup") else {}
+    _separate[patcher] = new
+    return new
+
+
+def _resolve(main, ref):
+    """The MODEL to evaluate for a reference: itself, or a copy where it shares the sampled network under other weights."""
+    other = ref.model
+    if other.model is main.model and other.patches_uuid != main.patches_uuid:
+        return _own_copy(other)
+    return other
+
+
+@contextlib.contextmanager
+def loaded(session):
+    """Makes the run's other models ready: their patchers are loaded with the sampled model and cleaned up at the end."""
+    main = session.guider.model_patcher
+    refs = models_of(session.run.pipeline)
+    if not refs:
+        yield
+        return
+    for ref in refs:
+        session.peers[ref] = Peer(_resolve(main, ref), main)
+    extra = [p.patcher for p in session.peers.values() if p.patcher.model is not main.model]
+    main.set_additional_models(KEY, extra)      # the host loads them together with the sampled model
+    try:
+        yield
+    finally:
+        main.remove_additional_models(KEY)
+        for peer in session.peers.values():
+            peer.close()
+        session.peers.clear()
+
+
+class Peer:
+    """One other model within a run."""
+
+    def __init__(self, patcher, main):
+        self.patcher, self.main = patcher, main
+        self.options, self.conds, self.started = None, {}, False
+
+    def prepare(self, session):
+        import comfy.model_patcher
+        import comfy.sampler_helpers
+        if self.options is not None:
+            return
+        options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
+        options.pop("lodestar", None)
+        transformer = options.setdefault("transformer_options", {})
+        wrappers = {kind: {key: list(f) for key, f in table.items() if key != "lodestar"} for kind, table in getattr(self.patcher, "wrappers", {}).items()}
+        own = getattr(session.guider, "model_patcher").wrappers.get("apply_model", {}).get("lodestar")
+        if own:
+            wrappers.setdefault("apply_model", {})["lodestar"] = list(own)
+        transformer["wrappers"] = wrappers
+        transformer["sample_sigmas"] = session.arguments["sigmas"]
+        self.options = options
+        if self.patcher.model is not self.main.model:
+            self.patcher.pre_run()
+            self.started = True
+
+    def prompt(self, session, name):
+        if name not in self.conds:
+            self.conds[name] = session.process(self.patcher.model, session.guider.original_conds[name], converted=True)
+        return self.conds[name]
+
+    def close(self):
+        if self.started and hasattr(self.patcher, "cleanup"):
+            self.patcher.cleanup()
+
+
+def evaluate(session, call, branch, x, timestep, options):
+    """Denoised of a branch that runs on another model, at the same x and noise level."""
+    import uuid
+
+    import comfy.samplers
+
+    from .calls import OPTION
+    peer = session.peers[branch.model]
+    peer.prepare(session)
+    entries = []
+    for entry in peer.prompt(session, branch.prompt):
+        entry = dict(entry)
+        entry["uuid"] = uuid.uuid5(uuid.NAMESPACE_OID, f"{entry.get('uuid')}/{session.branch_number(branch)}")
+        session.roles[entry["uuid"]] = branch
+        entries.append(entry)
+    local = {**peer.options, "transformer_options": {**peer.options["transformer_options"], OPTION: call}}
+    return comfy.samplers.calc_cond_batch(peer.patcher.model, [entries], x, timestep, local)[0]

@@ -1,0 +1,215 @@
+"""The engine on hosts with wrappers: one run around sampling, one call around each prediction."""
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from .. import engine
+from ..engine import REPORTS, Run
+from ..method import NEGATIVE, POSITIVE, Branch
+from . import attention_hooks, features, gradients, peers
+from .attach import KEY
+from .calls import OPTION, Call, Session
+
+SESSION = "lodestar_session"
+_OUTER = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask", "callback", "disable_pbar", "seed", "latent_shapes")
+
+
+def install(patcher):
+    """Registers the wrappers on a MODEL, once per clone line."""
+    from comfy.patcher_extension import WrappersMP
+    for kind, function in ((WrappersMP.OUTER_SAMPLE, outer_sample), (WrappersMP.PREDICT_NOISE, predict_noise),
+                           (WrappersMP.CALC_COND_BATCH, calc_cond_batch), (WrappersMP.APPLY_MODEL, apply_model)):
+        if not patcher.wrappers.get(kind, {}).get(KEY):
+            patcher.add_wrapper_with_key(kind, KEY, function)
+
+
+def outer_sample(executor, *args, **kwargs):
+    """Around a sampling run: makes its Run, and forgets it afterwards whatever happens."""
+    guider = executor.class_obj
+    pipeline = guider.model_options.get(KEY)
+    if not pipeline or SESSION in guider.model_options:
+        return executor(*args, **kwargs)
+    arguments = dict(zip(_OUTER, args)) | kwargs
+    arguments = {name: arguments.get(name) for name in _OUTER}
+    _refuse_packed(arguments)
+    run = Run(pipeline, sigmas=arguments["sigmas"], seed=arguments["seed"])
+    session = Session(run, guider, arguments)
+    guider.model_options[SESSION] = session
+    try:
+        with peers.loaded(session):
+            out = executor(*args, **kwargs)
+        run.report.finished = True
+        return out
+    finally:
+        guider.model_options.pop(SESSION, None)
+        REPORTS.append(run.report)
+        if run.report.calls:
+            logging.info("Lodestar: %s", run.report)
+
+
+def _refuse_packed(arguments):
+    shapes = arguments["latent_shapes"]
+    if shapes is not None and len(shapes) > 1:
+        raise ValueError(f"Lodestar: this latent packs {len(shapes)} streams (video and audio) into one tensor; the guidance nodes on this model "
+                         "do not support packed latents. Remove them, or sample the streams separately.")
+
+
+def predict_noise(executor, x, timestep, model_options={}, seed=None):
+    """Around a prediction: plan, let the guider evaluate, add, steer, finish."""
+    session = model_options.get(SESSION)
+    if session is None or OPTION in model_options.get("transformer_options", {}):
+        return executor(x, timestep, model_options, seed)
+    guider, run = executor.class_obj, session.run
+    sampling = session.model.model_sampling
+    run.flow, run.percent_to_sigma = features.is_flow(sampling), sampling.percent_to_sigma
+    session.note_prompts()
+    step = run.step(x, timestep)
+    scale = getattr(guider, "cfg", None)
+    plan = engine.plan(run, step, 1.0 if scale is None else float(scale))
+    if plan.idle and plan.w == scale:
+        # nothing acts here: the host's own way, bit for bit; only the count of evaluations is kept
+        return executor(x, timestep, _with_call(model_options, Call(session, plan, step)), seed)
+    seen = {}
+
+    def guided(at):
+        call = Call(session, plan, step if at is x else _at(step, at))
+        base = _evaluate(executor, call, at, timestep, model_options, seed, guider, scale)
+        seen.clear()
+        seen.update(call.predictions)
+        base = engine.settle(run, call.step, plan, base, seen[POSITIVE]) if plan.gates and NEGATIVE in seen else base
+        return engine.add(run, call.step, plan, base, seen)
+
+    if plan.steers:
+        with gradients.host_context(session):
+            denoised = engine.steer(run, step, plan, guided)
+    else:
+        denoised = guided(x)
+    engine.observe(run, step, plan, seen)
+    return engine.finish(run, step, plan, denoised, seen)
+
+
+def _at(step, x):
+    import dataclasses
+    return dataclasses.replace(step, x=x)
+
+
+def _with_call(model_options, call):
+    options = model_options.copy()
+    options["transformer_options"] = {**options.get("transformer_options", {}), OPTION: call}
+    return options
+
+
+def _evaluate(executor, call, x, timestep, model_options, seed, guider, scale):
+    """The guider's prediction at the planned scale, with our branches batched into its evaluation."""
+    plan, session = call.plan, call.session
+    options = _with_call(model_options, call)
+    attention_hooks.install(call, options)
+    if plan.wants_negative:
+        options["disable_cfg1_optimization"] = True
+    if plan.rule is not None and plan.w != 1.0:
+        options["sampler_cfg_function"] = _rule_slot(call, options.get("sampler_cfg_function"))
+    separate = options.get("context_handler") is not None
+    if separate:
+        call.single, call.batched = call.batched + call.single, []
+    options["sampler_post_cfg_function"] = [_recorder(call), *options.get("sampler_post_cfg_function", [])]
+    try:
+        if scale is not None:
+            guider.cfg = plan.w if plan.w != scale else scale
+        base = executor(x, timestep, options, seed)
+    finally:
+        if scale is not None:
+            guider.cfg = scale
+    if POSITIVE not in call.predictions:
+        call.predictions[POSITIVE] = base
+    if plan.rule is not None and plan.w != 1.0 and not call.combined and call.negative_seen:
+        raise ValueError(f"{plan.rule[1].title}: {type(guider).__name__} combines its predictions itself, so the rule cannot replace it. Use CFGGuider or KSampler.")
+    for branch in call.single:
+        call.predictions[branch] = _single(session, call, branch, x, timestep, options)
+    return base
+
+
+def _recorder(call):
+    """A post-CFG function that changes nothing and remembers the two predictions."""
+    def record(args):
+        call.predictions.setdefault(POSITIVE, args["cond_denoised"])
+        if args.get("uncond") is not None:
+            call.predictions.setdefault(NEGATIVE, args["uncond_denoised"])
+        return args["denoised"]
+    return record
+
+
+def _rule_slot(call, earlier):
+    """The combine function of this call: our rule, handed on to an earlier occupant of the slot as the prediction that it should combine."""
+    def combine(args):
+        c, u, w, x = args["cond_denoised"], args["uncond_denoised"], args["cond_scale"], args["input"]
+        call.combined = True
+        out = engine.combine(call.session.run, call.step, call.plan, c, u, w)
+        if earlier is None:
+            return x - out
+        c = u + (out - u) / w if w else c
+        return earlier({**args, "cond_denoised": c, "cond": x - c})
+    return combine
+
+
+def _single(session, call, branch, x, timestep, options):
+    """A branch that cannot share the batch: another model, another input, another noise level."""
+    import comfy.samplers
+    options = {**options}
+    options.pop("sampler_post_cfg_function", None)
+    if branch.transform is not None:
+        x = branch.transform(call.step, x)
+    if branch.model is not None:
+        return peers.evaluate(session, call, branch, x, timestep * branch.sigma_factor, options)
+    return comfy.samplers.calc_cond_batch(session.model, [call.conds_of(branch)], x, timestep * branch.sigma_factor, options)[0]
+
+
+def calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
+    """Around the evaluation of conditionings: appends our branches to the guider's own call."""
+    call = model_options.get("transformer_options", {}).get(OPTION)
+    if call is None or call.main_done or model is not call.session.model:
+        return executor(model, conds, x_in, timestep, model_options)
+    call.main_done = True
+    extra = [call.conds_of(branch) for branch in call.batched]
+    out = executor(model, list(conds) + extra, x_in, timestep, model_options)
+    guider = call.session.guider
+    for entries, prediction in zip(conds, out):
+        for name, branch in (("positive", POSITIVE), ("negative", NEGATIVE)):
+            if entries is not None and entries is guider.conds.get(name):
+                call.predictions[branch] = prediction
+                call.negative_seen |= branch == NEGATIVE
+    call.predictions.update(zip(call.batched, out[len(conds):]))
+    return out[:len(conds)]
+
+
+def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+    """Around a network call: counts it, makes our chunks look like the prompt they stand for, adds shadow rows where an edit needs them."""
+    call = transformer_options.get(OPTION)
+    if call is None:
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    options = dict(transformer_options)
+    chunks = options.get("cond_or_uncond") or [0]
+    options["lodestar_chunks"] = list(chunks)
+    roles = call.roles(options)
+    # third-party patches know 0 (conditional) and 1 (unconditional) only
+    options["cond_or_uncond"] = [c if c < 2 or r is None else (1 if r.prompt == "negative" else 0) for c, r in zip(chunks, roles)]
+    options["lodestar_net"] = {"shape": tuple(x.shape), "rows": x.shape[0]}
+    report = call.session.run.report
+    with call.session.run.lock:
+        report.network_calls += 1
+        report.evaluations += len(chunks)
+        report.by_kind.update(_kind(r) for r in roles)
+    shadow = attention_hooks.shadow_rows(call, options, x, roles) if c_crossattn is not None else None
+    if shadow is None:
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    out = executor(*shadow.expand(x, t, c_concat, c_crossattn, control, options), **shadow.expand_dict(kwargs))
+    return out[:x.shape[0]]
+
+
+def _kind(role):
+    if role == POSITIVE:
+        return "positive"
+    if role == NEGATIVE:
+        return "negative"
+    return "branch" if isinstance(role, Branch) else "other"

@@ -1,0 +1,1 @@
+"""Looking at a run: what each prediction did, step by step."""

@@ -1,0 +1,1 @@
+"""Losses, their gradients, and the solvers that use them."""

@@ -1,0 +1,1 @@
+"""Guidance from a degraded branch: result = base + scale * (conditional - degraded)."""

@@ -1,0 +1,32 @@
+"""The bundled models as MODEL, CLIP and VAE."""
+from ._define import Input, NodeDef, Output, category
+
+KINDS = ("unet", "dit")
+
+
+def _load(model):
+    from ..demo.loader import load_demo_model
+    return tuple(load_demo_model(model))
+
+
+NODES = (NodeDef(
+    node_id="LodestarLoadDemoModel",
+    title="Load Demo Model",
+    category=category("demo"),
+    description="Loads a small text-to-image model that comes with the pack: runs in seconds on any machine, for trying out and comparing guidance.",
+    inputs=(Input("model", "COMBO", "unet: a U-Net that predicts noise (like SD). dit: a flow-matching transformer (like Flux).", "unet", choices=KINDS),),
+    outputs=(Output("MODEL", "model", "The generator."), Output("CLIP", "clip", "The text encoder."), Output("VAE", "vae", "From latents to 128 px pictures and back.")),
+    run=_load,
+    aliases=("bundled model", "test model"),
+    help="""The model draws scenes of one to three shapes on a plain background. It knows captions such as
+
+    a large red circle
+    a small blue square above a yellow triangle
+    a green triangle left of a purple circle
+
+Words outside its vocabulary are ignored, with one warning that names them. An Empty Latent Image of 128 x 128 is the size it was trained for.
+
+The outputs behave like those of any other checkpoint: prompt weights, KSampler, VAE Decode, LoRA-style weight patches, saving latents.
+The two generators share the text encoder and the latents.
+""",
+),)
