@@ -24,11 +24,11 @@ class Silent:
 class Progress(Silent):
     """Counts the nodes that are done and the steps within the node at work."""
 
-    def __init__(self, stream=None, width: int | None = None):
+    def __init__(self, stream=None, width: int | None = None, patience: float = 5.0):
         self.stream = sys.stderr if stream is None else stream
         self.tty = bool(getattr(self.stream, "isatty", lambda: False)())
-        self.width = width
-        self.open = False
+        self.width, self.patience = width, patience  # in a log, steps are told of after so many seconds of silence
+        self.open, self.told = False, 0.0
 
     def begin(self, title: str, nodes: dict[str, str]) -> None:
         self.title, self.nodes = title, dict(nodes)
@@ -60,7 +60,7 @@ class Progress(Silent):
             self.node(known)
         self.value, self.maximum = float(value), float(maximum)
         quarter = int(4 * value / maximum) if maximum else 0
-        if not self.tty and maximum >= 4 and quarter > self.quarter:
+        if not self.tty and maximum >= 4 and quarter > self.quarter and time.monotonic() - self.told >= self.patience:
             self.quarter = quarter
             self._line(f"      step {value:g}/{maximum:g}")
         self._draw(force=value >= maximum)
@@ -81,6 +81,7 @@ class Progress(Silent):
         return None
 
     def _line(self, text: str) -> None:
+        self.told = time.monotonic()
         self.stream.write(text + "\n")
         self.stream.flush()
 

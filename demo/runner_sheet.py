@@ -14,7 +14,7 @@ from .runner_progress import Silent
 
 PROMPTS = ("a large red circle", "a small blue square above a yellow triangle", "a green triangle left of a purple circle")
 SEED = 7
-SIZE = 64
+SIZE = 128
 STEPS = 20
 GENERATORS = ("unet", "dit")
 
@@ -43,7 +43,7 @@ def workflow(column: Column, prompts=PROMPTS, generator: str = "unet", seed: int
     graph = {
         "model": {"class_type": "LodestarLoadDemoModel", "inputs": {"model": generator}},
         "negative": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["model", 1]}},
-        "latent": {"class_type": "LodestarDemoLatent", "inputs": {"width": SIZE, "height": SIZE, "batch_size": 1}},
+        "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": SIZE, "height": SIZE, "batch_size": 1}},
     }
     model = ["model", 0]
     if column.node is not None:

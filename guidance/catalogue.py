@@ -114,6 +114,7 @@ def record(cls, definitions, tests, effects):
         "identities": found["unit"],
         "host_tests": found["host"],
         "workflow": _existing(workflow_of(cls.title)),
+        "workflow_api": _existing(workflow_of(cls.title).replace("/", "/api/")),
         "help": [p for p in map(help_of, own) if (ROOT / p).is_file()],
         "effects": _effects(effects.get(cls.node_id, {})),
     }

@@ -22,8 +22,17 @@ class Test:
 
 
 def _constants(body):
-    """The names a module assigns to once: {name: expression}."""
-    return {t.id: n.value for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    """The names that a module's assignments bind: {name: expression}."""
+    found = {}
+    for node in body:
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                found[target.id] = node.value
+            elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                found |= {t.id: v for t, v in zip(target.elts, node.value.elts) if isinstance(t, ast.Name)}
+    return found
 
 
 def _strings(node, names):

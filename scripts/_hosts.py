@@ -56,7 +56,8 @@ def need_room(folder: Path, gigabytes: float, what: str) -> None:
     """Fail now rather than in the middle of an installation."""
     free = shutil.disk_usage(folder).free / 1e9
     if free < gigabytes:
-        raise Failure(f"Not enough disk space for {what}: it needs about {gigabytes:g} GB, {folder} has {free:.1f} GB left. LODESTAR_CACHE can name a folder on another disk.")
+        raise Failure(f"Not enough disk space for {what}: it needs about {gigabytes:g} GB, {folder} has {free:.1f} GB left. "
+                      "LODESTAR_CACHE can name a folder on another disk.")
 
 
 def _modern_version(path: Path) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-THREADS = 2
+THREADS = 1      # the networks of the tests are small: one thread is as fast, and does not spin beside other work
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the server too
 # our own folders `nodes` and `tests` must not hide a host's modules
 sys.path[:] = [p for p in sys.path if os.path.abspath(p or os.getcwd()) != str(ROOT)]

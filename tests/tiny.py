@@ -36,7 +36,7 @@ def _patcher(model):
     return cls(model, load_device=device, offload_device=device)
 
 
-def unet(seed=0, channels=32):
+def unet(seed=0, channels=32, dtype=torch.float32):
     """A U-Net with attention on both levels, eps prediction; 4 latent channels, context width 16."""
     import comfy.latent_formats
     import comfy.model_base
@@ -49,6 +49,8 @@ def unet(seed=0, channels=32):
                                       transformer_depth_middle=2, context_dim=16, use_linear_in_transformer=True, legacy=False,
                                       dtype=torch.float32, operations=comfy.ops.manual_cast)
     _fill(model.diffusion_model, seed)
+    model.diffusion_model.to(dtype)
+    model.diffusion_model.dtype = dtype
     return _patcher(model)
 
 

@@ -28,6 +28,9 @@ class Mixture:
         axes = [1] * (x.ndim - 1)
         s = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[0]).view(-1, 1, *axes)
         a = 1 - s if self.flow else torch.ones_like(s)
+        if len(keep) == 1:
+            s, a = s[:, 0], a[:, 0]
+            return mu + a * v / (a * a * v + s * s) * (x - a * mu)
         v = v.view(1, -1, *axes)
         spread = a * a * v + s * s
         away = x[:, None] - a * mu[None]

@@ -38,11 +38,15 @@ def _install_unet(call, transformer):
         if not layers:
             continue
         table = replace.setdefault(attention, {})
-        earlier = dict(table)
+        earlier, blocks = dict(table), {}
         for layer in layers:
-            key = layer.key
-            previous = earlier.get(key, earlier.get(key[:2]))
-            table[key] = _unet_replacement(call, layer, kind, previous)
+            blocks.setdefault(layer.key[:2], {})[layer.key[2]] = layer
+        # keys of whole blocks, so that a replacement which another pack sets later (inside its own extra pass) still wins there
+        for block, depths in blocks.items():
+            table[block] = _by_depth(call, depths, kind, earlier.get(block))
+            for depth, layer in depths.items():
+                if (*block, depth) in earlier:
+                    table[(*block, depth)] = _unet_replacement(call, layer, kind, earlier[(*block, depth)])
     tokens = [e for e in call.edited if getattr(e, "negative", None) is not None and "cross" in e.kinds]
     if tokens:
         patches.setdefault("attn2_patch", []).append(_append_tokens(call, tokens))
@@ -84,14 +88,25 @@ def _subset(extra, start, stop, rows):
     return out
 
 
+def _plain(q, k, v, extra):
+    """The host's own attention, as a U-Net block without a replacement runs it."""
+    from comfy.ldm.modules.attention import optimized_attention
+    options = {"transformer_options": extra} if "uuids" in extra else {}
+    return optimized_attention(q, k, v, extra["n_heads"], attn_precision=extra.get("attn_precision"), **options)
+
+
+def _by_depth(call, depths, kind, previous):
+    """One replacement for all transformer blocks of a block; those without edits run as before."""
+    runs = {depth: _unet_replacement(call, layer, kind, previous) for depth, layer in depths.items()}
+
+    def run(q, k, v, extra):
+        return runs.get(extra.get("block_index", 0), previous or _plain)(q, k, v, extra)
+    return run
+
+
 def _unet_replacement(call, layer, kind, previous):
     """The replacement of one layer's attention: rows with edits go through them, the others through what was there before."""
-    from comfy.ldm.modules.attention import optimized_attention
     carriers = [e for e in call.edited if getattr(e, "negative", None) is not None and kind in e.kinds and layer in call.session.selected(e)] if kind == "cross" else []
-
-    def plain(q, k, v, extra):
-        options = {"transformer_options": extra} if "uuids" in extra else {}
-        return optimized_attention(q, k, v, extra["n_heads"], attn_precision=extra.get("attn_precision"), **options)
 
     def run(q, k, v, extra):
         heads, rows = extra["n_heads"], q.shape[0]
@@ -103,7 +118,7 @@ def _unet_replacement(call, layer, kind, previous):
 
         def attend(q_, k_, v_, start, stop):
             narrowed = _subset(extra, start, stop, rows)
-            return (previous or plain)(q_, k_, v_, narrowed)
+            return (previous or _plain)(q_, k_, v_, narrowed)
 
         groups = call.groups(extra, rows, layer, kind)
         if all(not edits for _, _, edits in groups):
@@ -116,7 +131,7 @@ def _unet_replacement(call, layer, kind, previous):
 
         qh, kh, vh = (_heads(t, heads) for t in (q, k, v))
         extras = {e: tuple(_heads(t, heads) for t in pair) for e, pair in appended.items()}
-        site = _with_extra(site, extras, lambda a, b, c: _heads(plain(_flat(a), _flat(b), _flat(c), extra), heads))
+        site = _with_extra(site, extras, lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads))
         return _flat(_rows(groups, qh, kh, vh, attend_heads, site))
     return run
 

@@ -95,7 +95,8 @@ class HostContext:
         network = self.session.model.diffusion_model
         training = getattr(management, "in_training", None)
         with plain_context():
-            make_normal(network)
+            for each in (network, *(peer.patcher.model.diffusion_model for peer in self.session.peers.values())):
+                make_normal(each)
             try:
                 if training is not None:
                     management.in_training = True       # newer hosts then avoid kernels that have no backward

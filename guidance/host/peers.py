@@ -87,7 +87,9 @@ class Peer:
 
     def prompt(self, session, name):
         if name not in self.conds:
-            self.conds[name] = session.process(self.patcher.model, session.guider.original_conds[name], converted=True)
+            own = not isinstance(name, str)       # a Prompt of the method's own
+            source = name.cond if own else session.guider.original_conds[name]
+            self.conds[name] = session.process(self.patcher.model, source, converted=not own)
         return self.conds[name]
 
     def close(self):

@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
 from ..samplers import cfgpp
-from .features import is_flow
+from .features import is_flow, wrappers
 
 
 class Capture:
@@ -27,8 +26,8 @@ class Capture:
         # a copy of the caller's options: the function lives as long as this run. At scale exactly 1 hosts and engine spare the unconditional
         # prediction, which CFG++ needs there; a scale that is 1 in the last digits only keeps it, while a gate's 1 still spares it
         options = dict(self.extra_args.get("model_options", {}))
-        self.extra_args["model_options"] = comfy.model_patcher.set_model_options_post_cfg_function(options, self._look)
-        self.options = options
+        options["sampler_post_cfg_function"] = [*options.get("sampler_post_cfg_function", []), self._look]
+        self.options = self.extra_args["model_options"] = options
         self.scale = scale if abs(scale - 1.0) > 1e-6 else 1.0 + 1e-6
 
     def __enter__(self):
@@ -44,6 +43,8 @@ class Capture:
 
     def _look(self, args):
         u = args["uncond_denoised"].detach() if args.get("uncond") is not None else None
+        if u is not None and not wrappers() and not bool(u.any()):
+            u = None      # hosts without wrappers give zeros for a negative prompt that a closed gate has spared
         self.seen = (args["cond_denoised"].detach(), u, float(args.get("cond_scale", getattr(self.guider, "cfg", 1.0))))
         return args["denoised"]
 

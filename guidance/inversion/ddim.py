@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..method import BadInput, Method, param
+from ..method import BadInput, Method, norm, param
 from ..samplers.cfgpp import signal, step_down
 
 SCHEDULERS = ("normal", "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform")
@@ -23,7 +23,8 @@ class DDIMInversion(Method):
         start      x = a(s_0) x0                                 the clean picture counts as the state at the smallest level
         step       x' = x + (s' - s) v(x, s)                     error of order 1 in the step
         midpoint   x' = x + (s' - s) v(x + (m - s) v(x, s), m),  m = (s + s') / 2: order 2, two evaluations a step
-        refine     x' <- x' + x - F(x'), repeated; F(x') = x' + (s - s') v(x', s') is the sampler's own step down
+        refine     x' <- x' + x - F(x'), repeated; F(x') = x' + (s - s') v(x', s') is the sampler's own step down;
+                   a sample that moves away goes back to its best state and on with half the correction
 
     The refined x' solves F(x') = x, so that the Euler sampler's round trip is exact to the iteration's tolerance; it then also inverts the last step
     to level 0 (solving D(x', s_0) = x0). Midpoint is exact for no sampler, only closer to the flow; with refinement it serves as the first guess.
@@ -50,7 +51,7 @@ class DDIMInversion(Method):
     refine: int = param(2, "Fixed-point refinements per step: more brings the round trip nearer to exact. 0: plain inversion.", 0, 50, 1)
     midpoint: bool = param(False, "Second-order steps, one more evaluation each: nearer to the exact flow.", advanced=True)
     rule: str = param("cfg", "cfg: replay with Euler. cfg++: replay with the CFG++ sampler at the same scale.", choices=("cfg", "cfg++"))
-    strength: float = param(1.0, "How far up the schedule to go: 1 ends in pure noise, 0.5 stops half way and replays from there.", 0.01, 1.0, 0.01, advanced=True)
+    strength: float = param(1.0, "How far up the schedule to go: 1 ends in noise, 0.5 stops half way.", 0.01, 1.0, 0.01, advanced=True)
 
     def validate(self):
         super().validate()
@@ -102,9 +103,19 @@ def invert(predict, x0, sigmas, flow=False, refine=0, midpoint=False, callback=N
                 half = step_up(x, g, u, s, middle, flow)
                 g, _ = at(half, middle)
                 up = x + (s_next - s) * (half - g) / middle
+        best = None
         for _ in range(refine):
             g, u = at(up, s_next)
-            up = up + (x - step_down(up, g, u, s_next, s, flow))
+            rest = x - step_down(up, g, u, s_next, s, flow)
+            size = norm(rest)
+            if best is None:
+                best, least, left, part = up, size, rest, torch.ones_like(size)
+            else:
+                # per sample: where the iteration moved away, back to the best state and half as far
+                better = size <= least
+                best, left = torch.where(better, up, best), torch.where(better, rest, left)
+                least, part = torch.where(better, size, least), torch.where(better, part, part / 2)
+            up = best + part.to(left) * left
         x = up
         if callback is not None:
             callback(i, x, s_next, x if g is None else g)

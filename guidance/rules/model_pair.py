@@ -43,7 +43,8 @@ class ModelPairGuidance(Term):
 
     weak_model: Any = socket("MODEL", "The weaker model: smaller, less trained, or the base of a tuned one. Same latents and prompts as the model to guide.")
     prompt: Any = socket("CONDITIONING", "A prompt of its own for the weak model; without it the positive one.", optional=True)
-    scale: float = param(1.0, "Strength; 0 is off. The paper's w is scale + 1. Negative moves towards the weak model, -1 is the weak model alone.", -10.0, 100.0, 0.05)
+    scale: float = param(
+        1.0, "Strength; 0 is off. The paper's w is scale + 1. Negative moves towards the weak model, -1 is the weak model alone.", -10.0, 100.0, 0.05)
     start_percent: float = _start
     end_percent: float = _end
 

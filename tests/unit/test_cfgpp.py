@@ -19,7 +19,7 @@ def rule(model, scale, positive=(0,), negative=None):
     return predict
 
 
-def start(model, flow, batch=3, steps=8):
+def start(model, flow, batch=3, steps=6):
     sigmas = levels(flow, steps)
     return state(model, batch, float(sigmas[0])), sigmas
 
@@ -30,7 +30,7 @@ def test_scale_zero_ignores_the_prompt(flow, order):
     model = mixture(flow)
     x, sigmas = start(model, flow)
     out = cfgpp.sample(rule(model, 0.0), x, sigmas, flow, order=order)
-    plain = cfgpp.sample(lambda x, s, i: (model(x, s), model(x, s)), x, sigmas, flow, order=order)
+    plain = cfgpp.sample(lambda x, s, i: (model(x, s),) * 2, x, sigmas, flow, order=order)
     assert torch.equal(out, plain)
     if order == 1:
         torch.testing.assert_close(out, euler(x, sigmas, model))           # DDIM is Euler
@@ -99,7 +99,7 @@ def test_paper_coordinates_agree():
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_batch_of_three_is_three_singles_and_a_second_run_is_the_first(flow, order, eta):
     model = mixture(flow, dtype=torch.float32)
-    sigmas = levels(flow, 6).float()
+    sigmas = levels(flow, 4).float()
     x = state(model, 3, float(sigmas[0]))
 
     def run(x, seed=5):
@@ -135,11 +135,11 @@ def test_ancestral_keeps_the_noise_level(flow):
 def test_ancestral_sampling_has_the_data_distribution(flow):
     model = gaussian(0.5, 0.3, (1, 1, 1), flow)
     sigmas = levels(flow, 40)
-    x = torch.randn(4000, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * sigmas[0]
+    x = torch.randn(3000, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * sigmas[0]
     g = torch.Generator().manual_seed(1)
-    out = cfgpp.sample(lambda x, s, i: (model(x, s), model(x, s)), x, sigmas, flow, 1.0, 1,
+    out = cfgpp.sample(lambda x, s, i: (model(x, s),) * 2, x, sigmas, flow, 1.0, 1,
                        lambda: torch.randn(x.shape, dtype=x.dtype, generator=g))
-    assert out.mean() == pytest.approx(0.5, abs=0.03) and out.var() == pytest.approx(0.3, abs=0.05)
+    assert out.mean() == pytest.approx(0.5, abs=0.03) and out.var() == pytest.approx(0.3, abs=0.07)
 
 
 @FLOWS
@@ -149,15 +149,15 @@ def test_second_order_converges_faster(flow):
     x = state(model, 2, top)
 
     def error(steps, order):
-        sigmas = torch.linspace(top, bottom, steps + 1, dtype=torch.float64) if flow else torch.logspace(0, 1, steps + 1, dtype=torch.float64).sub(1).div(9).mul(-1).add(
-            1).mul(top - bottom).add(bottom)
-        out = cfgpp.sample(lambda x, s, i: (model(x, s), model(x, s)), x, sigmas, flow, order=order)
+        power = 1 if flow else 4
+        sigmas = torch.linspace(top ** (1 / power), bottom ** (1 / power), steps + 1, dtype=torch.float64) ** power
+        out = cfgpp.sample(lambda x, s, i: (model(x, s),) * 2, x, sigmas, flow, order=order)
         a, b = (1 - top, 1 - bottom) if flow else (1.0, 1.0)
         exact = b * 0.5 + (x - a * 0.5) * ((b * b * 0.3 + bottom**2) / (a * a * 0.3 + top**2)) ** 0.5
         return float((out - exact).abs().max())
 
-    assert 1.6 < error(40, 1) / error(80, 1) < 2.4
-    assert 3.2 < error(40, 2) / error(80, 2) < 5.0
+    assert 1.6 < error(20, 1) / error(40, 1) < 2.4
+    assert 3.2 < error(20, 2) / error(40, 2) < 5.5
 
 
 @FLOWS

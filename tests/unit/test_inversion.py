@@ -45,15 +45,17 @@ def test_converges_to_the_closed_form(flow):
         sigmas = span(flow, steps)
         return float((invert(model, x0, sigmas, flow, midpoint=midpoint) - ideal(x0, sigmas, flow)).abs().max())
 
-    assert 1.6 < error(40, False) / error(80, False) < 2.4          # order 1
-    assert 3.2 < error(40, True) / error(80, True) < 5.0            # order 2
-    assert error(80, True) < 0.05 * error(80, False)
+    once, twice = error(20, False), error(40, False)
+    assert 1.6 < once / twice < 2.4                                 # order 1
+    once, second = error(20, True), error(40, True)
+    assert once / second > 3.2                                      # order 2 at least
+    assert second < 0.05 * twice
 
 
 def test_sheets_formula_in_k_units():
     """x(s) = mu + (x0 - mu) sqrt((v + s^2) / v)."""
     model, x0 = gaussian(MU, V), picture()
-    sigmas = torch.linspace(0.01**0.5, 5.0**0.5, 301, dtype=torch.float64) ** 2
+    sigmas = torch.linspace(0.01**0.5, 5.0**0.5, 61, dtype=torch.float64) ** 2
     expected = MU + (x0 - MU) * ((V + 25.0) / V) ** 0.5
     torch.testing.assert_close(invert(model, x0, sigmas, midpoint=True), expected, rtol=1e-3, atol=1e-3)
 
@@ -62,7 +64,7 @@ def test_sheets_formula_in_k_units():
 @pytest.mark.parametrize("zero", [True, False])
 def test_refined_round_trip_is_exact(flow, zero):
     model, x0 = mixture(flow), picture(flow, model=mixture(flow))
-    sigmas = levels(flow, 12, zero)
+    sigmas = levels(flow, 8, zero)
 
     def predict(x, s):
         return model(x, s, (0,))
@@ -70,9 +72,9 @@ def test_refined_round_trip_is_exact(flow, zero):
     def trip(refine, midpoint=False):
         return float((replay(predict, invert(predict, x0, sigmas, flow, refine, midpoint), sigmas, flow) - x0).abs().max())
 
-    assert trip(200) < 1e-6
-    assert trip(200, True) < 1e-6
-    assert trip(5) < 0.5 * trip(0)
+    assert trip(20) < 1e-4
+    assert trip(20, True) < 1e-4
+    assert trip(3) < 0.5 * trip(0)
 
 
 @FLOWS
@@ -91,22 +93,23 @@ def test_round_trip_gets_nearer_with_steps_and_replay_has_a_midpoint_form(flow):
         sigmas = span(flow, steps)
         return float((replay(model, invert(model, x0, sigmas, flow, midpoint=midpoint), sigmas, flow, midpoint) - x0).abs().max())
 
-    assert 1.5 < trip(20, False) / trip(40, False) < 2.6
-    assert trip(40, True) < 0.1 * trip(40, False)
+    first, second = trip(15, False), trip(30, False)
+    assert 1.5 < first / second < 2.6
+    assert trip(30, True) < 0.1 * second
 
 
 @FLOWS
 def test_cfgpp_inversion_is_the_inverse_of_the_cfgpp_sampler(flow):
-    model, x0 = mixture(flow), picture(flow, model=mixture(flow))
-    sigmas = levels(flow, 20)
+    model, broad, x0 = gaussian(MU, V, flow=flow), gaussian(0.2, 0.6, flow=flow), picture(flow)
+    sigmas = levels(flow, 8)
 
     def predict(x, s, i=0):
-        c, u = model(x, s, (0,)), model(x, s)
-        return cfgpp.guided(c, u, 0.2), u
+        c, u = model(x, s), broad(x, s)
+        return cfgpp.guided(c, u, 0.6), u
 
-    x = invert(predict, x0, sigmas, flow, refine=300)
-    assert (cfgpp.sample(predict, x, sigmas, flow) - x0).abs().max() < 1e-5
-    assert (replay(predict, x, sigmas, flow) - x0).abs().max() < 1e-5
+    x = invert(predict, x0, sigmas, flow, refine=20)
+    assert (cfgpp.sample(predict, x, sigmas, flow) - x0).abs().max() < 1e-4
+    assert (replay(predict, x, sigmas, flow) - x0).abs().max() < 1e-4
 
 
 def test_cfgpp_step_up_is_the_authors_form():

@@ -26,11 +26,17 @@ def drive(progress):
 
 def test_log():
     out = io.StringIO()
-    drive(Progress(out))
+    drive(Progress(out, patience=0.0))
     text = out.getvalue()
     assert "\r" not in text and "\x1b" not in text
     assert "[2/3] KSampler (2)" in text and "step 2/8" in text and "step 8/8" in text and "[3/3] Save (3)" in text and "demo: done after" in text
     assert text.count("step ") == 4
+
+
+def test_log_of_quick_steps_is_short():
+    out = io.StringIO()
+    drive(Progress(out))
+    assert "step" not in out.getvalue()
 
 
 def test_terminal_stays_on_one_line():

@@ -1,0 +1,76 @@
+"""From sampled latents to figures with intervals, and to a comparison of two setups."""
+from __future__ import annotations
+
+import torch
+
+from ..demo.measure import judge
+from . import stats
+
+SHARES = ("accuracy", "binding_errors", "forbidden")
+
+
+class Measured:
+    """The figures of one setup. Each metric is a value per picture (`values`), a set of features (frechet), or a value per prompt (diversity)."""
+
+    def __init__(self, subject, bench_judge, setup, cases, latents, evaluations):
+        self.subject, self.judge, self.setup, self.cases = subject, bench_judge, setup, cases
+        self.latents, self.evaluations = latents, evaluations
+        self.pictures = subject.pictures(latents)
+        self.main = [i for i, c in enumerate(cases) if not c.extra]
+        self.groups = [cases[i].prompt for i in self.main]
+        self.features = bench_judge.network.features(self.pictures)
+        self.reference, self.mean_contrast = bench_judge.held_out(setup.prompts)
+        self._judged = None
+
+    def judged(self, name):
+        if self._judged is None:
+            readings = self.judge.network.decode(self.pictures[self.main])
+            self._judged = [judge(self.cases[i].scene, r) | {"forbidden": any(t.colour == self.cases[i].forbidden for t in r.things)}
+                            for i, r in zip(self.main, readings)]
+        return torch.tensor([float(j[name]) for j in self._judged])
+
+    def values(self, metric, base=None):
+        """One value per picture."""
+        pictures = self.pictures[self.main]
+        if metric in SHARES:
+            return self.judged({"accuracy": "all", "binding_errors": "binding_error"}.get(metric, metric))
+        if metric == "clipped":
+            return stats.clipped(pictures)
+        if metric == "std_ratio":
+            return stats.contrast(pictures) / self.mean_contrast
+        if metric == "evaluations":
+            return torch.tensor([self.evaluations[i] for i in self.main])
+        if metric == "ssim":
+            return stats.ssim(pictures, base.pictures[base.main])
+        found = [self.cases[i] for i in self.main]
+        source = self.subject.target(found)
+        if metric in ("target_distance", "round_trip"):
+            return (self.latents[self.main] - source).square().mean((1, 2, 3)).sqrt()
+        if metric == "ssim_source":
+            return stats.ssim(pictures, self.subject.pictures(source))
+        raise ValueError(f"unknown metric {metric!r}")
+
+    def prompt_diversity(self):
+        return stats.diversity(self.features, [c.prompt for c in self.cases])
+
+    def figure(self, metric, base=None):
+        """The metric's Estimate."""
+        if metric == "frechet":
+            return stats.frechet(self.reference, self.features[self.main], self.groups)
+        if metric == "diversity":
+            values, labels = self.prompt_diversity()
+            return stats.mean(values, labels)
+        return stats.mean(self.values(metric, base), self.groups)
+
+
+def compare(metric, setup, base):
+    """(value, base, difference) as Estimates, of two Measured with the same cases."""
+    value, before = setup.figure(metric, base), base.figure(metric, base)
+    if metric == "frechet":
+        difference = stats.frechet_difference(setup.reference, setup.features[setup.main], base.features[base.main], setup.groups)
+    elif metric == "diversity":
+        (a, labels), (b, _) = setup.prompt_diversity(), base.prompt_diversity()
+        difference = stats.difference(a, b, labels)
+    else:
+        difference = stats.difference(setup.values(metric, base), base.values(metric, base), setup.groups)
+    return value, before, difference

@@ -1,0 +1,71 @@
+"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`."""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def _count(low):
+    def parse(text):
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}")
+        return value
+    return parse
+
+
+def parser():
+    from .store import EFFECTS
+    p = argparse.ArgumentParser(prog="./scripts/bench", description="Measures what the methods do and what they take.")
+    sub = p.add_subparsers(dest="what", required=True)
+    e = sub.add_parser("effects", help="effects of the methods on the bundled models", description="Writes docs/effects/effects.json, effects.md and a sheet of pictures "
+                       "per method. Finished batches are kept in the cache folder, so that an interrupted run goes on where it stopped.")
+    e.add_argument("methods", nargs="*", metavar="METHOD", help="node ids or parts of them (all methods without); `models`: the models' own accuracy over guidance scales")
+    e.add_argument("--prompts", type=_count(2), default=48, help="two-object prompts (default 48)")
+    e.add_argument("--seeds", type=_count(1), default=1, help="seeds per prompt (default 1; then a quarter of the prompts has a second one, for diversity)")
+    e.add_argument("--generator", choices=("unet", "dit", "both"), default="both")
+    e.add_argument("--steps", type=_count(2), default=20)
+    e.add_argument("--fresh", action="store_true", help="sample again what is in the cache")
+    c = sub.add_parser("costs", help="time, memory and evaluations relative to plain CFG", description="Writes docs/effects/costs.json and costs.md.")
+    c.add_argument("methods", nargs="*", metavar="METHOD")
+    c.add_argument("--generator", choices=("unet", "dit", "both"), default="both", help="the bundled models to time")
+    c.add_argument("--steps", type=_count(3), default=6, help="sampler steps per run (default 6)")
+    c.add_argument("--repeats", type=_count(1), default=5, help="interleaved repeats (default 5)")
+    c.add_argument("--sd15", action="store_true", help="also a random-weight U-Net of the size of SD1.5 (3.4 GB); with a GPU always")
+    c.add_argument("--no-demo", action="store_true", help="leave the bundled models out")
+    c.add_argument("--peer", type=Path, action="append", default=[], help="another pack's checkout: its node for the same method is timed beside ours")
+    for s in (e, c):
+        s.add_argument("--batch", type=_count(1), default=16 if s is e else 4, help="pictures per batch")
+        s.add_argument("--out", type=Path, default=EFFECTS, help=argparse.SUPPRESS)
+        s.add_argument("--cpu", action="store_true", help="don't use a GPU")
+        s.add_argument("--threads", type=_count(1), help="CPU threads of the network")
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    import torch
+
+    from . import host
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        version = host.start(True if args.cpu else None)
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        if args.what == "effects":
+            from .effects import Bench
+            bench = Bench(args, version)
+            bench.models() if args.methods == ["models"] else bench.methods(args.methods)
+        else:
+            from .costs import run
+            run(args, version)
+    except (host.NoHost, FileNotFoundError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. What is finished is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+    print(f"Written to {args.out}")
+    return 0

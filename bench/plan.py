@@ -1,0 +1,151 @@
+"""How a measurement is written down: setups to sample, comparisons of two of them, and what a paper claims of the difference.
+
+Everything is plain data, so that finished results can be found again by a setup's text. Values that only a run can make are named by a
+string: "$weak" (a weakened copy of the generator), "$target" (a target loss per picture), "$forbidden" (the conditioning of the colour not wanted).
+"""
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CAPTION_METRICS = ("accuracy", "binding_errors", "frechet", "clipped", "std_ratio", "diversity", "evaluations")
+FREE_METRICS = ("frechet", "clipped", "std_ratio", "evaluations")
+DIRECTIONS = ("lower", "higher", "not lower", "not higher", "at least", "at most", "ratio at most")
+
+
+@dataclass(frozen=True)
+class Use:
+    """A method of guidance/ with its parameters: path "rules.apg:AdaptiveProjectedGuidance"."""
+
+    path: str
+    values: tuple = ()
+
+    @property
+    def cls(self):
+        module, name = self.path.split(":")
+        return getattr(importlib.import_module(f"..guidance.{module}", __package__), name)
+
+    @property
+    def source(self):
+        """The text of the method's file: a result is good as long as it does not change."""
+        return Path(inspect.getsourcefile(self.cls)).read_text(encoding="utf-8")
+
+
+def use(path, **values):
+    return Use(path, tuple(sorted(values.items())))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One way to sample. prompts: "captions", "empty" or "colourless"; task: "sample" or "inversion"; steps: None takes the bench's."""
+
+    label: str
+    cfg: float = 4.0
+    methods: tuple = ()
+    sampler: Use | None = None
+    prompts: str = "captions"
+    task: str = "sample"
+    steps: int | None = None
+
+    @property
+    def sources(self):
+        return "".join(u.source for u in (*self.methods, *((self.sampler,) if self.sampler else ())))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says of one metric. direction: see DIRECTIONS; bound: the margin of "not lower"/"not higher" (absolute), or the figure of
+    "at least", "at most" (of the value) and "ratio at most" (of value / base)."""
+
+    metric: str
+    direction: str
+    bound: float = 0.0
+
+    def __str__(self):
+        if self.direction in ("at least", "at most"):
+            return f"{self.direction} {self.bound:g}"
+        if self.direction == "ratio at most":
+            return f"at most {self.bound:g} x base"
+        return f"{self.direction} (margin {self.bound:g})" if self.bound else self.direction
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method's setup against its base. `name` tells several comparisons of one method apart; generators: where it is possible."""
+
+    setup: Setup
+    base: Setup
+    claims: tuple
+    metrics: tuple = CAPTION_METRICS
+    name: str = ""
+    generators: tuple = ("unet", "dit")
+
+    def metric_name(self, metric):
+        return f"{metric} ({self.name})" if self.name else metric
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """reached: the interval of the difference lies on the claimed side; opposite: on the other; else not resolved by this many pictures."""
+
+    reached: bool | None
+    words: str
+
+
+def verdict(claim, value, base, difference):
+    """Judges a Claim by Estimates of the value, the base's, and the paired difference value - base."""
+    if claim is None:
+        return Verdict(None, "")
+    low, high = difference.low, difference.high
+    if claim.direction in ("at least", "at most", "ratio at most"):
+        bound = claim.bound * base.value if claim.direction == "ratio at most" else claim.bound
+        good = value.value >= bound if claim.direction == "at least" else value.value <= bound + 1e-9
+        return Verdict(good, "reached" if good else "not reached")
+    if claim.direction == "lower":
+        low, high = -high, -low
+    elif claim.direction == "not higher":
+        low, high = -high + claim.bound, -low + claim.bound
+    elif claim.direction == "not lower":
+        low, high = low + claim.bound, high + claim.bound
+    good = low >= 0 if claim.direction.startswith("not") else low > 0
+    return Verdict(good, "reached" if good else "opposite" if high < 0 else "not resolved")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What to time for a method. host: (node name, inputs) of the host's own node; peer: pattern of the names of other packs' nodes for it;
+    heavy: also on networks of the size of SD1.5 and SDXL; limit: what is promised, as a ratio to CFG."""
+
+    label: str
+    cfg: float = 4.0
+    methods: tuple = ()
+    sampler: Use | None = None
+    host: tuple | None = None
+    peer: str = ""
+    heavy: bool = True
+    limit: float | None = None
+    task: str = "sample"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All that is measured for one method."""
+
+    node_id: str
+    comparisons: tuple = ()
+    costs: tuple = field(default=())
+
+
+def table():
+    """{node id: Entry} of bench/methods.py and of every bench/methods_<family>.py."""
+    found = {}
+    for info in sorted(pkgutil.iter_modules([str(Path(__file__).parent)]), key=lambda i: i.name):
+        if info.name == "methods" or info.name.startswith("methods_"):
+            for entry in importlib.import_module(f".{info.name}", __package__).ENTRIES:
+                if entry.node_id in found:
+                    raise ValueError(f"{entry.node_id} is measured in two places; the second is bench/{info.name}.py")
+                found[entry.node_id] = entry
+    return found

@@ -1,0 +1,224 @@
+"""What is measured on: a bundled generator with its prompts, and how a setup is sampled with it."""
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..demo import latents as code_of
+from ..demo import measure
+from ..demo.scenes import COLOURS, SHAPES, random_scene, render, two_object_prompts
+from ..demo.weights_file import FOLDER, read
+
+SCHEDULER = "normal"
+WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
+HELD_OUT = 1024        # renders that Frechet distances are taken to
+PROMPT_SEED, HELD_OUT_SEED = 20_001, 30_001     # neither is a seed of the training
+SHAPE = (16, 16, 16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to make. `extra`: only for diversity. `forbidden`: the colour that is not wanted, where prompts name none."""
+
+    scene: object
+    prompt: int
+    seed: int
+    extra: bool = False
+    forbidden: str = ""
+
+    def noise(self):
+        return torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.prompt))
+
+
+def cases(prompts, seeds, kind="captions"):
+    """The pictures of one setup. With one seed a quarter of the prompts comes a second time, for diversity."""
+    scenes = two_object_prompts(prompts, PROMPT_SEED)
+    found = [Case(s, i, k) for k in range(seeds) for i, s in enumerate(scenes)]
+    if seeds == 1 and kind == "captions":
+        found += [Case(s, i, 1, True) for i, s in enumerate(scenes[:max(2, prompts // 4)])]
+    if kind == "colourless":
+        names = tuple(COLOURS)
+        found = [replace(c, forbidden=names[c.prompt % len(names)]) for c in found]
+    return found
+
+
+def text_of(case, kind):
+    """The prompt of a case."""
+    if kind == "empty":
+        return ""
+    if kind == "colourless":
+        words = re.sub(rf"\b({'|'.join(COLOURS)}) ", "", case.scene.caption)
+        return re.sub(r"\ban (?=[^aeiou])", "a ", words)
+    return case.scene.caption
+
+
+def groups_of(found, size):
+    """Batches of at most `size` cases that share their forbidden colour."""
+    by = {}
+    for c in found:
+        by.setdefault((c.extra, c.forbidden), []).append(c)
+    return [b[i:i + size] for b in by.values() for i in range(0, len(b), size)]
+
+
+def weights_mark():
+    """A short text that changes when the bundled weights do."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(FOLDER).glob("*.safetensors")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Subject:
+    """A bundled generator, loaded once."""
+
+    def __init__(self, generator):
+        from ..demo.loader import load_demo_model
+        self.generator = generator
+        self.model, self.clip, self.vae = load_demo_model(generator)
+        self.code = read("latents")
+        self._weak, self._encoded, self.weak_network = None, {}, None
+
+    @property
+    def weak(self):
+        """The generator with seeded noise on every weight."""
+        if self._weak is None:
+            from ..demo.loader import load_demo_patcher
+            self._weak = load_demo_patcher(self.generator, disable_dynamic=True)
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for p in self._weak.model.diffusion_model.parameters():
+                    if p.ndim > 1:
+                        p.add_((torch.randn(p.shape, generator=generator) * WEAKENING * p.float().std()).to(p))
+        return self._weak
+
+    def encode(self, texts):
+        """A conditioning whose rows are the texts."""
+        for t in texts:
+            if t not in self._encoded:
+                self._encoded[t] = self.clip.encode_from_tokens(self.clip.tokenize(t), return_pooled=True)
+        found = [self._encoded[t] for t in texts]
+        return [[torch.cat([f[0] for f in found]), {"pooled_output": torch.cat([f[1] for f in found])}]]
+
+    def target(self, batch):
+        """Latents [n, 16, 16, 16] of the pictures that the captions of a batch describe."""
+        return code_of.encode(torch.stack([render(c.scene) for c in batch]), self.code)
+
+    def value(self, text, batch):
+        """What a "$name" in a Use stands for."""
+        if text == "$weak":
+            return self.weak
+        if text == "$target":
+            from ..guidance.loss.target import TargetImage
+            return TargetImage(target=self.model.get_model_object("latent_format").process_in(self.target(batch)), reduction="mean")
+        if text == "$forbidden":
+            return self.encode([" ".join(f"a {batch[0].forbidden or 'red'} {shape}" for shape in SHAPES)])
+        if text == "$record":
+            from ..guidance.inspection.inspector import Record
+            return Record()
+        raise ValueError(f"unknown value {text!r} in the table of methods")
+
+    def build(self, use, batch):
+        return use.cls(**{k: self.value(v, batch) if isinstance(v, str) and v.startswith("$") else v for k, v in use.values})
+
+    def guided(self, setup, batch):
+        """The MODEL with the setup's methods."""
+        from ..guidance.host.attach import attach
+        model = self.model
+        for u in setup.methods:
+            model = attach(model, self.build(u, batch))
+        return model
+
+    def sampler(self, setup, batch):
+        import comfy.samplers
+        if setup.sampler is None:
+            return comfy.samplers.sampler_object("euler")
+        from ..guidance.host.sampler_cfgpp import sampler
+        return sampler(self.build(setup.sampler, batch))
+
+    def sigmas(self, steps):
+        import comfy.samplers
+        return comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), SCHEDULER, steps)
+
+    @contextmanager
+    def counting(self):
+        """[rows]: how many rows of network batches were evaluated inside, in this generator and its weak copy."""
+        rows = [0]
+
+        def count(module, args, kwargs=None):
+            rows[0] += (args[0] if args else kwargs["x"]).shape[0]
+        networks = [self.model.model.diffusion_model] + ([self._weak.model.diffusion_model] if self._weak is not None else [])
+        handles = [n.register_forward_pre_hook(count, with_kwargs=True) for n in networks]
+        try:
+            yield rows
+        finally:
+            for h in handles:
+                h.remove()
+
+    def run(self, setup, batch, steps, callback=None):
+        """(latents [n, 16, 16, 16], network evaluations per picture, seconds) of one batch."""
+        import comfy.samplers
+        steps = setup.steps or steps
+        positive = self.encode([text_of(c, setup.prompts) for c in batch])
+        negative = self.encode([""])
+        if any(v == "$weak" for u in setup.methods for _, v in u.values):
+            self.weak
+        with torch.inference_mode(), self.counting() as rows:
+            begin = time.perf_counter()
+            if setup.task == "inversion":
+                out = self._round_trip(setup, batch, positive, steps)
+            else:
+                noise = torch.cat([c.noise() for c in batch])
+                guider = comfy.samplers.CFGGuider(self.guided(setup, batch))
+                guider.set_conds(positive, negative)
+                guider.set_cfg(setup.cfg)
+                out = guider.sample(noise, torch.zeros_like(noise), self.sampler(setup, batch), self.sigmas(steps), callback=callback, disable_pbar=True, seed=batch[0].seed)
+            seconds = time.perf_counter() - begin
+        return out.float().cpu(), rows[0] / len(batch), seconds
+
+    def _round_trip(self, setup, batch, positive, steps):
+        """The pictures' latents after inversion and replay."""
+        import comfy.samplers
+        import comfy.utils
+
+        from ..guidance.host.inversion import invert
+        method = replace(self.build(setup.methods[0], batch), steps=steps, scheduler=SCHEDULER, cfg=setup.cfg)
+        before, comfy.utils.PROGRESS_BAR_ENABLED = getattr(comfy.utils, "PROGRESS_BAR_ENABLED", True), False
+        try:
+            _, noise, sigmas = invert(method, self.model, positive, None, {"samples": self.target(batch)})
+        finally:
+            comfy.utils.PROGRESS_BAR_ENABLED = before
+        empty = torch.zeros(len(batch), *SHAPE)
+        guider = comfy.samplers.CFGGuider(self.model)
+        guider.set_conds(positive, positive)
+        guider.set_cfg(1.0)
+        return guider.sample(noise.generate_noise({"samples": empty}), empty, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+
+    def pictures(self, latents):
+        """Unclamped pictures [n, 3, 64, 64] by the linear autoencoder."""
+        return code_of.decode(latents, self.code)
+
+
+class Judge:
+    """The measuring network and the held-out renders."""
+
+    def __init__(self):
+        self.network, self.code = measure.load(), read("latents")
+        self._sets = {}
+
+    def held_out(self, kind):
+        """(Reference, mean contrast) of renders that went through the autoencoder: of two-object scenes, or of all scenes for the empty prompt."""
+        from .stats import Reference, contrast
+        kind = "empty" if kind == "empty" else "captions"
+        if kind not in self._sets:
+            rng = random.Random(HELD_OUT_SEED)
+            scenes = [random_scene(rng) for _ in range(HELD_OUT)] if kind == "empty" else two_object_prompts(HELD_OUT, HELD_OUT_SEED)
+            pictures = code_of.decode(code_of.encode(torch.stack([render(s) for s in scenes]), self.code), self.code)
+            self._sets[kind] = Reference(self.network.features(pictures)), float(contrast(pictures).mean())
+        return self._sets[kind]

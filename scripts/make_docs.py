@@ -1,0 +1,160 @@
+"""Writes web/docs/*.md (the help pages shown inside ComfyUI) and the tables of README.md, from the definitions of the nodes. Needs no host.
+
+    python scripts/make_docs.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+
+if not __package__:
+    import _alias
+
+    _alias.install()
+    from lodestar.scripts.make_docs import main as _main
+
+    raise SystemExit(_main())
+
+import inspect
+import re
+
+from ..guidance.catalogue import HELP, ROOT, help_of, nodes, records, workflow_of
+from .make_workflows import stale, write
+
+README = "README.md"
+FORMULA = re.compile(r"[\w'+|()^-]+ (=|<-) ")
+TOPIC = re.compile(r"(?:^|(?<=[.)] ))(Defaults?|Limits|Cost|Flow models|Papers?): ")
+
+
+def markdown(text):
+    """A docstring as Markdown: indented blocks and formulas as code, other paragraphs with what could be taken for markup escaped."""
+    blocks = []
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+        lines = block.splitlines()
+        if all(line.startswith("    ") for line in lines) or FORMULA.match(lines[0]):
+            blocks.append("```text\n" + inspect.cleandoc(block) + "\n```")
+        else:
+            parts = re.split(r"(`[^`]*`)", " ".join(line.strip() for line in lines))
+            prose = "".join(p if p.startswith("`") else re.sub(r"([<*_|])", r"\\\1", p) for p in parts)
+            blocks += [p.strip() for p in TOPIC.sub(r"\n\n**\1:** ", prose).split("\n\n") if p.strip()]
+    return "\n\n".join(blocks)
+
+
+def cell(text):
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def table(head, rows):
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *("| " + " | ".join(map(cell, r)) + " |" for r in rows)])
+
+
+def _range(i):
+    if i.type == "COMBO":
+        return ", ".join(f"`{c}`" for c in i.choices)
+    if i.type in ("INT", "FLOAT") and i.min is not None and i.max is not None:
+        return f"{i.min:g} to {i.max:g}"
+    return i.type
+
+
+def _inputs(d):
+    rows = []
+    for i in d.ordered():
+        notes = ", ".join(n for n, on in (("optional", i.optional and not i.widget), ("advanced", i.advanced)) if on)
+        rows.append((f"**{i.label or i.name}**" + (f" ({notes})" if notes else ""), f"`{i.default}`" if i.widget and i.default != "" else "", _range(i), i.tooltip))
+    return table(("Input", "Default", "Type or range", ""), rows)
+
+
+def _number(v):
+    return "-" if v is None else f"{v:.3g}" if isinstance(v, (int, float)) else str(v)
+
+
+def effect_rows(record):
+    """(generator, metric, value with its interval, claimed direction, reached) of one method."""
+    for generator, metrics in record["effects"].items():
+        for metric, f in metrics.items():
+            interval = f" [{_number(f['low'])}, {_number(f['high'])}]" if f["low"] is not None else ""
+            reached = "-" if f["reached"] is None else "yes" if f["reached"] else "no"
+            yield generator, metric, _number(f["value"]) + interval, f["claimed"] or "-", reached
+
+
+def page(d, record, titles):
+    """The help page of one node; `record` is the catalogue's record of its method, or None."""
+    parts = [f"# {d.title}"]
+    if d.method is not None:
+        parts.append(markdown(d.method.__doc__))
+    else:
+        parts += [d.description, markdown(d.help)] if d.help else [d.description]
+    parts += ["## Inputs", _inputs(d)]
+    if d.outputs:
+        parts += ["## Outputs", table(("Output", "Type", ""), [(f"**{o.name}**", o.type, o.tooltip) for o in d.outputs])]
+    if d.part_of:
+        parts.append(f"Goes together with the node **{titles[d.part_of]}**.")
+    if record is not None and d.method is not None:
+        parts += ["## Cost", f"Network evaluations beyond plain CFG, per step where the method acts: {record['evaluations']}."]
+        rows = list(effect_rows(record))
+        if rows:
+            parts += ["## Measured effect", "On the bundled models, with 95% intervals; how it was measured: `docs/effects`.",
+                      table(("Model", "Metric", "Value", "Claimed", "Reached"), rows)]
+        papers = record["paper"] if isinstance(record["paper"], list) else [record["paper"]]
+        parts += ["## Papers" if len(papers) > 1 else "## Paper", "\n".join(f"- {p}" for p in papers)]
+    shown = titles.get(d.part_of, d.title)
+    parts += ["## Example", f"`{workflow_of(shown)}`: in ComfyUI under Workflow, Browse Templates, Lodestar."]
+    if d.aliases:
+        parts.append("Also found as: " + ", ".join(d.aliases) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def node_table(definitions):
+    groups = {}
+    for d in definitions.values():
+        groups.setdefault(d.category.partition("/")[2], []).append(d)
+    rows = [(family, f"[{d.title}]({help_of(d.node_id)})", d.description) for family in sorted(groups) for d in sorted(groups[family], key=lambda d: d.title)]
+    return table(("Family", "Node", "What it does"), rows)
+
+
+def method_table(found):
+    rows = [(r["title"], "<br>".join(r["paper"]) if isinstance(r["paper"], list) else r["paper"], r["evaluations"], f"[graph]({r['workflow']})" if r["workflow"] else "-")
+            for r in found]
+    return table(("Method", "Paper", "Evaluations beyond CFG", "Example"), rows)
+
+
+def effect_table(found):
+    rows = [(r["title"], *row) for r in found for row in effect_rows(r)]
+    if not rows:
+        return "Not measured yet: `./scripts/bench effects` writes `docs/effects`."
+    return table(("Method", "Model", "Metric", "Value", "Claimed", "Reached"), rows)
+
+
+def replaced(text, name, body):
+    """`text` with what stands between the markers of `name` replaced."""
+    begin, end = f"<!-- {name}: made by scripts/make_docs.py -->", f"<!-- end of {name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{README} needs the lines {begin!r} and {end!r}, once each")
+    head, _, rest = text.partition(begin)
+    return head + begin + "\n" + body + "\n" + end + rest.partition(end)[2]
+
+
+def files():
+    """{path relative to the checkout: text} of everything generated."""
+    definitions, found = nodes(), records()
+    by_id, titles = {r["id"]: r for r in found}, {i: d.title for i, d in definitions.items()}
+    result = {help_of(i): page(d, by_id.get(i), titles) for i, d in definitions.items()}
+    readme = (ROOT / README).read_text(encoding="utf-8")
+    for name, body in (("nodes", node_table(definitions)), ("methods", method_table(found)), ("effects", effect_table(found))):
+        readme = replaced(readme, name, body)
+    return result | {README: readme}
+
+
+FOLDERS, PATTERN = (HELP,), "*.md"
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    found = files()
+    wrong = stale(found, FOLDERS, PATTERN)
+    if "--check" in arguments:
+        print("\n".join(wrong) or "up to date")
+        return 1 if wrong else 0
+    write(found, FOLDERS, PATTERN)
+    print(f"{len(found)} files, {len(wrong)} changed")
+    return 0

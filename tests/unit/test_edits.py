@@ -1,0 +1,130 @@
+"""Attention edits as pure functions: identities of the perturbed self-attention and of normalized attention guidance."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lodestar.guidance.attention.edits import AttentionEdit, Site, apply_rows, chain, merge_groups
+from lodestar.guidance.attention.nag import NegativeAttention, normalised
+from lodestar.guidance.perturbation.pag import IdentitySelfAttention, PerturbedAttentionGuidance
+from lodestar.guidance.method import POSITIVE, Step
+
+PAG = pytest.mark.method("LodestarPerturbedAttentionGuidance")
+NAG = pytest.mark.method("LodestarNormalizedAttentionGuidance")
+
+
+def qkv(rows=2, heads=2, tokens=6, dim=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(rows, heads, tokens, dim, generator=g) for _ in range(3)]
+
+
+attend = F.scaled_dot_product_attention
+
+
+@PAG
+def test_identity_attention_returns_v():
+    q, k, v = qkv()
+    assert torch.equal(IdentitySelfAttention("middle").apply(Site("self", None), q, k, v, attend), v)
+    one = [t[:, :, :1] for t in (q, k, v)]
+    torch.testing.assert_close(IdentitySelfAttention().apply(Site("self", None), *one, attend), attend(*one))
+    same = v[:, :, :1].expand_as(v)
+    torch.testing.assert_close(same, attend(q, k, same))      # equal values: attention changes nothing either
+
+
+@PAG
+@pytest.mark.parametrize("text_first", (True, False))
+def test_identity_in_joint_attention_is_the_masked_softmax(text_first):
+    q, k, v = qkv(tokens=7)
+    text, image = (slice(0, 3), slice(3, 7)) if text_first else (slice(4, 7), slice(0, 4))
+    mask = torch.zeros(7, 7)
+    mask[image, image] = float("-inf")
+    mask[image, image] = torch.where(torch.eye(4, dtype=torch.bool), 0.0, float("-inf"))
+    out = IdentitySelfAttention().apply(Site("joint", None, 2, 2, text, image), q, k, v, attend)
+    torch.testing.assert_close(out, attend(q, k, v, attn_mask=mask))
+
+
+@PAG
+def test_pag_delta_and_its_scale():
+    step = Step(torch.zeros(1, 1, 2, 2), torch.ones(1), sigmas=torch.linspace(1, 0, 6), index=2)
+    method = PerturbedAttentionGuidance(scale=3.0)
+    cond, worse = torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 1.5)
+    predictions = {POSITIVE: cond, method.branch: worse}
+    assert torch.equal(method.delta(step, cond, predictions, {}), torch.full_like(cond, 1.5))
+    assert PerturbedAttentionGuidance(scale=0.0).neutral()
+    fading = PerturbedAttentionGuidance(scale=1.0, adaptive=5.0)
+    assert fading.branches(step) == () and fading.delta(step, cond, {}, {}).abs().max() == 0
+
+
+@PAG
+def test_full_rescale_restores_the_standard_deviation():
+    g = torch.Generator().manual_seed(0)
+    cond, worse = torch.randn(2, 3, 4, 4, generator=g), torch.randn(2, 3, 4, 4, generator=g)
+    method = PerturbedAttentionGuidance(scale=4.0, rescale=1.0)
+    step = Step(cond, torch.ones(2))
+    out = cond + method.delta(step, cond, {POSITIVE: cond, method.branch: worse}, {})
+    torch.testing.assert_close(out.std((1, 2, 3)), cond.std((1, 2, 3)))
+
+
+@NAG
+def test_nag_identities():
+    plus, minus = qkv()[0], qkv(seed=1)[0]
+    assert torch.equal(normalised(plus, plus, 4.0, 2.5, 0.25), plus)
+    assert torch.equal(normalised(plus, minus, 4.0, 2.5, 0.0), plus)
+    torch.testing.assert_close(normalised(plus, minus, 3.0, 1e9, 1.0), plus + 3.0 * (plus - minus))
+    for norm, order in (("L1", 1), ("L2", 2)):
+        out = normalised(plus, minus, 50.0, 2.5, 1.0, norm)
+        grown = torch.linalg.vector_norm(out, order, dim=(1, 3)) / torch.linalg.vector_norm(plus, order, dim=(1, 3))
+        torch.testing.assert_close(grown, torch.full_like(grown, 2.5), rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(normalised(torch.zeros_like(plus), minus, 4.0, 2.5, 0.25)).all()
+
+
+@NAG
+def test_nag_ignores_the_order_of_negative_tokens():
+    q, k, v = qkv()
+    _, kn, vn = qkv(seed=2)
+    edit = NegativeAttention("all", None, 3.0)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+
+    def out(kn_, vn_):
+        site = Site("cross", None, extra={"tokens": {edit: (kn_, vn_)}, "plain": attend})
+        return edit.apply(site, q, k, v, attend)
+    torch.testing.assert_close(out(kn, vn), out(kn[:, :, order], vn[:, :, order]))
+    assert (out(kn, vn) - attend(q, k, v)).abs().max() > 0.01
+
+
+class Add(AttentionEdit):
+    """Adds a number to the output."""
+
+    def __init__(self, value):
+        object.__setattr__(self, "value", value)
+
+    def __eq__(self, other):
+        return isinstance(other, Add) and other.value == self.value
+
+    def __hash__(self):
+        return hash(self.value)
+
+    def apply(self, site, q, k, v, attend):
+        return attend(q, k, v) + self.value
+
+
+def test_rows_are_edited_by_their_own_edits_and_chains_nest():
+    q, k, v = qkv(rows=6)
+    groups = merge_groups([(), (Add(1.0),), (Add(1.0), Add(2.0))], 2)
+    base = lambda q_, k_, v_, start, stop: attend(q_, k_, v_)
+    out = apply_rows(groups, q, k, v, base, Site("self", None))
+    plain = attend(q, k, v)
+    torch.testing.assert_close(out - plain, torch.tensor([0.0, 0, 1, 1, 3, 3])[:, None, None, None].expand_as(out), atol=1e-5, rtol=1e-5)
+    assert merge_groups([(), (), (Add(1.0),)], 2) == [(0, 4, ()), (4, 6, (Add(1.0),))]
+    doubled = chain([Add(1.0), Add(5.0)], Site("self", None), attend)(q, k, v)
+    torch.testing.assert_close(doubled, plain + 6.0)
+
+
+def test_nothing_to_edit_is_one_call_of_everything():
+    calls = []
+
+    def base(q, k, v, start, stop):
+        calls.append((start, stop))
+        return attend(q, k, v)
+    q, k, v = qkv(rows=4)
+    apply_rows(merge_groups([(), ()], 2), q, k, v, base, Site("self", None))
+    assert calls == [(0, 4)]
