@@ -23,7 +23,8 @@ NODES = (NodeDef(
     category=category("demo"),
     description="Loads a small text-to-image model that comes with the pack: runs in seconds on any machine, for trying out and comparing guidance.",
     inputs=(Input("model", "COMBO", "unet: a U-Net that predicts noise (like SD). dit: a flow-matching transformer (like Flux).", "unet", choices=KINDS),),
-    outputs=(Output("MODEL", "model", "The generator."), Output("CLIP", "clip", "The text encoder."), Output("VAE", "vae", "From latents to 128 px pictures and back.")),
+    outputs=(Output("MODEL", "model", "The generator."), Output("CLIP", "clip", "The text encoder."),
+             Output("VAE", "vae", "From latents to 128 px pictures and back.")),
     run=_load,
     aliases=("bundled model", "test model"),
     help="""The model draws scenes of one to three shapes on a plain background. It knows captions such as

@@ -15,18 +15,36 @@ def _own_copy(patcher):
 
     The copy is made of the unpatched weights, once for each such MODEL; it costs the memory of a second network.
     """
-    if patcher in _separate:
-        return _separate[patcher]
+    if patcher not in _separate:
+        new = _reloaded(patcher) or _copied(patcher)
+        _separate[patcher] = new
+    return _separate[patcher]
+
+
+def _reloaded(patcher):
+    """The MODEL on a second network from its file, where the host remembers how it was loaded (its own way for weights that may be absent)."""
+    how = getattr(patcher, "cached_patcher_init", None)
+    if how is None:
+        return None
+    fresh = how[0](*how[1])
+    fresh = fresh[how[2]] if len(how) > 2 else fresh
+    return patcher.clone(model_override=fresh.get_clone_model_override())
+
+
+def _copied(patcher):
+    """The MODEL on a copy of its network."""
     import comfy.model_management as management
     for loaded in list(management.current_loaded_models):
-        if loaded.model is not None and getattr(loaded.model, "model", None) is patcher.model:
+        if loaded.model is not None and loaded.model.model is patcher.model:
             loaded.model_unload()
             management.current_loaded_models.remove(loaded)
-    network = copy.deepcopy(patcher.model)
+    shared = (getattr(patcher.model, "model_config", None), getattr(patcher.model, "current_patcher", None))
+    network = copy.deepcopy(patcher.model, {id(x): x for x in shared if x is not None})
     new = patcher.clone()
     new.model = network
-    new.backup = type(patcher.backup)() if hasattr(patcher, "backup") else {}
-    _separate[patcher] = new
+    for name in ("backup", "object_patches_backup"):
+        if hasattr(new, name):
+            setattr(new, name, {})
     return new
 
 

@@ -434,6 +434,25 @@ def test_earlier_hooks_of_others_are_called(lab):
     assert torch.isfinite(out).all() and all(count >= 4 for count in seen.values()), seen
 
 
+@pytest.mark.method("LodestarModelPairGuidance")
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_a_weak_model_that_is_a_patched_clone(lab, kind):
+    """Two MODELs on one network with other weight patches: the weak one gets a network of its own, and both stay right."""
+    usable(lab, "pair", kind)
+    model = lab.models[kind]
+    name = next(k for k in model.model_state_dict() if k.endswith("weight") and ("middle_block.0.in_layers.2" in k or "double_blocks.0.img_mlp.0" in k))
+    change = 0.5 * torch.randn(model.model_state_dict()[name].shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        weak = model.clone()
+        weak.add_patches({name: (change,)}, 1.0)
+    alone = lab.run(weak)
+    assert (alone - lab.base[kind][:1]).abs().max() > 1e-3
+    only_weak = lab.run(lab.attach(model, lab.methods["pair"](kind, weak_model=weak, scale=-1.0)), cfg=1.0)
+    close(only_weak, lab.run(weak, cfg=1.0), alone, 1e-4)
+    assert torch.equal(lab.run(model, batch=3), lab.base[kind])
+    close(lab.run(weak), alone, alone, 1e-6)
+
+
 def test_refusals(lab):
     if lab.modern:
         with pytest.raises(ValueError, match="target"):
