@@ -50,7 +50,7 @@ class Bench:
         if name in self.measured:
             return self.measured[name]
         o = self.options
-        found = cases(o.prompts, o.seeds, setup.prompts)
+        found = cases(o.prompts, o.seeds, setup.prompts, setup.task)
         batches = groups_of(found, o.batch)
         subject = self.subject(generator)
         latents, evaluations = {}, {}

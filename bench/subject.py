@@ -37,11 +37,11 @@ class Case:
         return torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.prompt))
 
 
-def cases(prompts, seeds, kind="captions"):
-    """The pictures of one setup. With one seed a quarter of the prompts comes a second time, for diversity."""
+def cases(prompts, seeds, kind="captions", task="sample"):
+    """The pictures of one setup. With one seed a quarter of the prompts comes a second time where pictures are sampled from captions, for diversity."""
     scenes = two_object_prompts(prompts, PROMPT_SEED)
     found = [Case(s, i, k) for k in range(seeds) for i, s in enumerate(scenes)]
-    if seeds == 1 and kind == "captions":
+    if seeds == 1 and kind == "captions" and task == "sample":
         found += [Case(s, i, 1, True) for i, s in enumerate(scenes[:max(2, prompts // 4)])]
     if kind == "colourless":
         names = tuple(COLOURS)

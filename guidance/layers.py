@@ -3,7 +3,7 @@
 A layer is `stage.index`, with `.depth` where one block holds several transformer blocks: "input.4.1", "middle.0", "output.3", "double.7",
 "single.12", "block.20", "layer.5". Selectors (separated by commas or spaces): "middle", "input", "output.3-5", "double.*", "all", "none",
 "double.25%-75%" (a share of the stage's depth), and "-x" to take x out again. `down` and `up` are other words for input and output.
-On networks without a middle block (DiTs) "middle" is the middle third of the first stage.
+On networks without a middle block (DiTs) "middle" is the middle third of the first stage. docs/layers.md has the stages of every family.
 """
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class LayerError(ValueError):
 
 @dataclass(frozen=True)
 class Layer:
-    """One transformer block. `attentions` are the kinds of attention it holds ("self", "cross", "joint"); `key` is the host's own name for it."""
+    """One transformer block. `attentions` are the kinds of attention it calls, in order ("self", "cross", "joint", "image" = to the tokens of a start picture;
+    empty where edits cannot reach them); `key` is the host's own name for it, (None, index) where the host has none."""
 
     stage: str
     index: int
@@ -35,14 +36,21 @@ class Layer:
 class Geometry:
     """The layers of a network, in order of execution, and what an edit needs to know of it.
 
-    family: "unet", "flux", "sd3", "wan", "ltx", "qwen", "hunyuan", "lumina" or "unknown". patch: (frame, height, width) of a token in latent cells.
-    text_first: whether text comes before image tokens in joint attention.
+    family: "unet", "flux", "sd3", "aura", "qwen", "hunyuan", "lumina", "hidream" (joint attention), "wan", "ltx", "cosmos" (self and cross attention),
+    "blocks" (blocks whose attention is not known) or "unknown". patch: (frame, height, width) of a token in latent cells.
+    text_first: whether text comes before image tokens in joint attention. image_last: whether the picture is the last of the image tokens, after those of
+    reference pictures. multiple: the image tokens are padded to a multiple of this. prelude: attention calls before the first block, each "text" or "image".
+    temporal: every block is followed by one over the frames, which has the same key (SVD).
     """
 
     family: str
     layers: tuple
     patch: tuple = (1, 1, 1)
     text_first: bool = True
+    image_last: bool = False
+    multiple: int = 1
+    prelude: tuple = ()
+    temporal: bool = False
 
     def stages(self):
         return list(dict.fromkeys(layer.stage for layer in self.layers))
@@ -53,7 +61,7 @@ class Geometry:
         for stage in self.stages():
             members = [x for x in self.layers if x.stage == stage]
             kinds = ", ".join(dict.fromkeys(k for x in members for k in x.attentions))
-            lines.append(f"  {stage}: {', '.join(str(x) for x in members)}  ({kinds} attention)")
+            lines.append(f"  {stage}: {', '.join(str(x) for x in members)}  ({kinds or 'unknown'} attention)")
         return "\n".join(lines)
 
 

@@ -79,7 +79,7 @@ def _cfgpp(definitions, definition, name):
 
 
 def _inversion(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: a picture is made, encoded and inverted; from its noise come the picture again, and one with another prompt.")
+    scene = Scene(definitions, f"{definition.title}: a picture is made, encoded, inverted; from its noise come the picture again, and one with another prompt.")
     g = scene.graph
     picture = scene.decode(scene.sample(title="Makes a picture"))
     g.add("SaveImage", "The picture", images=picture, filename_prefix=f"lodestar/{name}_picture")

@@ -143,5 +143,5 @@ class Graph:
         if self.note:
             nodes.append({"id": len(self.nodes) + 1, "type": "Note", "pos": [0, 0], "size": [2 * WIDTH + GAP, 110], "flags": {}, "order": len(nodes), "mode": 0,
                           "inputs": [], "outputs": [], "properties": {}, "widgets_values": [self.note]})
-        return {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, "lodestar/" + self.note)), "revision": 0, "last_node_id": len(nodes), "last_link_id": len(links), "nodes": nodes,
-                "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
+        return {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, "lodestar/" + self.note)), "revision": 0, "last_node_id": len(nodes),
+                "last_link_id": len(links), "nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4}

@@ -60,7 +60,8 @@ def _inputs(d):
     rows = []
     for i in d.ordered():
         notes = ", ".join(n for n, on in (("optional", i.optional and not i.widget), ("advanced", i.advanced)) if on)
-        rows.append((f"**{i.label or i.name}**" + (f" ({notes})" if notes else ""), f"`{i.default}`" if i.widget and i.default != "" else "", _range(i), i.tooltip))
+        default = f"`{i.default}`" if i.widget and i.default != "" else ""
+        rows.append((f"**{i.label or i.name}**" + (f" ({notes})" if notes else ""), default, _range(i), i.tooltip))
     return table(("Input", "Default", "Type or range", ""), rows)
 
 
@@ -113,7 +114,8 @@ def node_table(definitions):
 
 
 def method_table(found):
-    rows = [(r["title"], "<br>".join(r["paper"]) if isinstance(r["paper"], list) else r["paper"], r["evaluations"], f"[graph]({r['workflow']})" if r["workflow"] else "-")
+    rows = [(r["title"], "<br>".join(r["paper"]) if isinstance(r["paper"], list) else r["paper"], r["evaluations"],
+             f"[graph]({r['workflow']})" if r["workflow"] else "-")
             for r in found]
     return table(("Method", "Paper", "Evaluations beyond CFG", "Example"), rows)
 

@@ -22,6 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 THREADS = 1      # the networks of the tests are small: one thread is as fast, and does not spin beside other work
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the server too
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin for work make a busy machine ten times slower
 # our own folders `nodes` and `tests` must not hide a host's modules
 sys.path[:] = [p for p in sys.path if os.path.abspath(p or os.getcwd()) != str(ROOT)]
 

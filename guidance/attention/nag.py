@@ -60,10 +60,12 @@ class NormalizedAttentionGuidance(Edit):
     Z+ = attn(q, K+, V+), Z- = attn(q, K-, V-) with the same q;  Z' = Z+ + scale (Z+ - Z-)
     r = |Z'| / |Z+| per token (L1 over all heads);  Z' <- Z' min(r, tau) / r;  Z = Z+ + alpha (Z' - Z+)
 
-    U-Nets: every text cross-attention. Joint attention (Flux, SD3, Qwen ...): a second text stream runs beside the first, both share one image stream, whose
-    head outputs are combined; the pooled text stays the positive's. Only the positive prompt's rows are edited. The published nag_scale is scale + 1.
-    Defaults: scale 4, tau 2.5, alpha 0.25 (paper, Flux). SD and SDXL few-step models: scale 2, alpha 0.5.
-    Cost: U-Net one more cross-attention per layer; joint attention doubles the positive rows.
+    U-Nets, Wan, LTX, Cosmos: every text cross-attention; attention to the tokens of a start picture is left alone. Joint attention (Flux, SD3, Qwen ...): a second
+    text stream runs beside the first, both share one image stream, whose head outputs are combined; the pooled text stays the positive's. Only the positive
+    prompt's rows are edited. The published nag_scale is scale + 1.
+    Defaults: scale 4, tau 2.5, alpha 0.25 (paper, Flux). SD and SDXL few-step models: scale 2, alpha 0.5. Video models in other packs: scale 11.
+    Limits: not on HiDream; on Lumina 2 and Z-Image the negative may not have more tokens than the positive prompt.
+    Cost: one more cross-attention per layer; joint attention doubles the positive rows.
     """
 
     node_id = "LodestarNormalizedAttentionGuidance"
@@ -71,7 +73,7 @@ class NormalizedAttentionGuidance(Edit):
     family = "attention"
     paper = "Normalized Attention Guidance (NAG)"
     aliases = ("NAG",)
-    evaluations = "0 (U-Net: one more cross-attention a layer; joint attention: the positive rows twice)"
+    evaluations = "0 (cross-attention: one more cross-attention a layer; joint attention: the positive rows twice)"
 
     negative: Any = socket("CONDITIONING", "What to move away from; enters inside attention, independent of the sampler's negative prompt.")
     scale: float = param(4.0, "How far attention is pushed from the negative prompt; 0 switches the node off.", 0.0, 50.0, 0.1)

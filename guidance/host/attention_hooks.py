@@ -7,10 +7,12 @@ from __future__ import annotations
 import torch
 
 from ..attention.edits import Site, apply_rows
-from .shadow import Shadow
+from .features import wrappers
+from .shadow import Appended, Shadow
 
 LAYER = "lodestar_layer"
-JOINT_FAMILIES = ("flux", "sd3", "qwen", "hunyuan", "aura", "lumina")
+JOINT_FAMILIES = ("flux", "sd3", "qwen", "hunyuan", "aura", "lumina", "hidream")
+NO_SHADOW = {"hidream": "their text enters every block anew, from a language model whose states a second text stream would need"}
 
 
 def install(call, options):
@@ -21,6 +23,7 @@ def install(call, options):
     geometry = call.session.geometry
     if not geometry.layers:
         raise ValueError(f"Lodestar does not know the layers of {type(call.session.model.diffusion_model).__name__}; attention edits cannot be placed on it.")
+    _refuse_unreachable(call)
     transformer = options["transformer_options"]
     if geometry.family == "unet":
         _install_unet(call, transformer)
@@ -68,6 +71,8 @@ def _append_tokens(call, edits):
 
 
 def _heads(t, heads):
+    if t.ndim == 4:      # [rows, tokens, heads, width], as SD3 passes its values
+        return t.transpose(1, 2)
     b, n, c = t.shape
     return t.view(b, n, heads, c // heads).transpose(1, 2)
 
@@ -104,6 +109,20 @@ def _by_depth(call, depths, kind, previous):
     return run
 
 
+def _temporal(call, q, layer, kind, extra):
+    """Whether a call under a spatial block's key is attention over the frames of a video (SVD), told by its rows and tokens."""
+    shape, chunks = extra.get("activations_shape"), len(call.roles(extra))
+    if not call.session.geometry.temporal or not shape:
+        return False
+    frames, cells = shape[0] // chunks, shape[-2] * shape[-1]
+    if frames != cells:
+        return (q.shape[0], q.shape[1]) == (chunks * cells, frames)
+    # as many frames as cells: the spatial block runs first, then the temporal one
+    seen = extra.get("lodestar_net", {}).setdefault("spatial", {})
+    seen[layer, kind] = seen.get((layer, kind), 0) + 1
+    return seen[layer, kind] % 2 == 0
+
+
 def _unet_replacement(call, layer, kind, previous):
     """The replacement of one layer's attention: rows with edits go through them, the others through what was there before."""
     carriers = [e for e in call.edited if getattr(e, "negative", None) is not None and kind in e.kinds and layer in call.session.selected(e)] if kind == "cross" else []
@@ -120,10 +139,12 @@ def _unet_replacement(call, layer, kind, previous):
             narrowed = _subset(extra, start, stop, rows)
             return (previous or _plain)(q_, k_, v_, narrowed)
 
+        shape = extra.get("activations_shape")
+        if _temporal(call, q, layer, kind, extra):
+            return (previous or _plain)(q, k, v, extra)
         groups = call.groups(extra, rows, layer, kind)
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        shape = extra.get("activations_shape")
         site = Site(kind, layer, shape[-2] if shape else None, shape[-1] if shape else None, None, slice(None), None, call.step)
 
         def attend_heads(q_, k_, v_, start, stop):
@@ -157,6 +178,8 @@ def _rows(groups, q, k, v, attend, site):
 # DiTs
 
 def _install_dit(call, transformer):
+    if not wrappers():
+        raise ValueError(f"Attention edits on {_network(call.session)} need a ComfyUI of October 2025 or newer; this host has no hook into its attention.")
     replace = {kind: dict(table) for kind, table in transformer.get("patches_replace", {}).items()}
     table = replace.setdefault("dit", {})
     for layer in call.session.geometry.layers:
@@ -170,38 +193,61 @@ def _block(layer, previous):
     """A block replacement that writes which layer is running into the block's own copy of the options."""
     def run(args, extra):
         options = args.get("transformer_options")
-        if options is not None:
-            net = options.get("lodestar_net")
-            place = {"layer": layer, "calls": 0}
-            if net is not None and args.get("txt") is not None and layer.stage == "double":
-                net["text"] = args["txt"].shape[1]
+        net = None if options is None else options.get("lodestar_net")
+        place = {"layer": layer, "calls": 0, "total": None, "image": _tokens(args.get("img")), "text": _tokens(args.get("txt"))}
+        if net is not None:
+            if layer.stage == "double":
+                net["text"], net["image"] = place["text"], place["image"]
+            net.setdefault("ran", set()).add(layer)
+            if previous is not None:
+                net.setdefault("excused", set()).add(layer)
             args = {**args, "transformer_options": {**options, LAYER: place}}
-        return previous(args, extra) if previous is not None else extra["original_block"](args)
+        out = previous(args, extra) if previous is not None else extra["original_block"](args)
+        place["total"] = place["calls"]      # a recomputed block (checkpointing) starts to count again
+        return out
     return run
 
 
-def _place(call, options):
-    """Which layer an attention call belongs to: our own mark, or the host's block_index; None where neither says."""
+def _tokens(t):
+    return t.shape[1] if isinstance(t, torch.Tensor) and t.ndim == 3 else None
+
+
+def _place(call, options, net):
+    """Which layer an attention call belongs to: our own mark, the host's block_index, or the order of the calls; None before and between the blocks."""
     place = options.get(LAYER)
     if place is not None:
         return place
-    net = options.get("lodestar_net")
-    index, stage = options.get("block_index"), options.get("block_type")
-    if net is None:
-        return None
     geometry = call.session.geometry
-    if index is None:
-        # no mark at all: the order of the calls tells
-        per_layer = len(geometry.layers[0].attentions)
-        net["count"] = net.get("count", -1) + 1
-        number = net["count"] // per_layer
-        return {"layer": geometry.layers[number], "calls": net["count"] % per_layer} if number < len(geometry.layers) else None
+    index, stage = options.get("block_index"), options.get("block_type")
+    marked = any(layer.key[0] is not None for layer in geometry.layers)
+    if marked or index is None:
+        number = net["unmarked"] = net.get("unmarked", -1) + 1
+        if number < len(geometry.prelude) or marked:
+            net["prelude"] = geometry.prelude[number] if number < len(geometry.prelude) else None
+            return None
+        return _by_order(geometry, number - len(geometry.prelude))
     for layer in geometry.layers:
         if layer.index == index and (stage is None or layer.stage == stage or len(geometry.stages()) == 1):
-            seen = net.setdefault("seen", {})
-            seen[layer] = seen.get(layer, -1) + 1
-            return {"layer": layer, "calls": seen[layer]}
+            place = net.setdefault("places", {}).setdefault(layer, {"layer": layer, "calls": 0, "total": None})
+            if place["calls"] == len(layer.attentions):
+                _computed_again(geometry)
+            return place
     return None
+
+
+def _by_order(geometry, number):
+    """The place of the number-th attention call of all blocks."""
+    for layer in geometry.layers:
+        if number < len(layer.attentions):
+            return {"layer": layer, "calls": number, "total": None}
+        number -= len(layer.attentions)
+    _computed_again(geometry)
+
+
+def _computed_again(geometry):
+    """Blocks that are computed a second time for a gradient, after others, cannot be told where the host writes no mark of ours."""
+    raise ValueError(f"Lodestar cannot tell the layers of this {geometry.family} network apart when they are computed again for a gradient; "
+                     "use the gradient route \"network\" or \"none\" instead of \"checkpoint\", or remove the attention edits.")
 
 
 def _grid(geometry, shape):
@@ -212,22 +258,89 @@ def _grid(geometry, shape):
 
 
 def _site(call, place, net, q_tokens, k_tokens):
-    """(kind, text slice, image slice, height, width) of an attention call, None where it is not one we know."""
+    """The Site of an attention call, None where it is not one we know."""
     geometry, layer = call.session.geometry, place["layer"]
     frames, height, width = _grid(geometry, net["shape"])
     tokens = frames * height * width
     if geometry.family in JOINT_FAMILIES:
-        if q_tokens != k_tokens:
-            return None
-        text = q_tokens - tokens if "text" not in net else net["text"]
-        if q_tokens == tokens or text <= 0:         # image-only attention inside a joint block (SD3.5 medium)
-            return Site("self", layer, height, width, None, slice(0, tokens), None, call.step) if q_tokens == tokens else None
-        if geometry.text_first:
-            return Site("joint", layer, height, width, slice(0, text), slice(text, text + tokens), None, call.step)
-        return Site("joint", layer, height, width, slice(q_tokens - text, q_tokens), slice(0, tokens), None, call.step)
-    number = place["calls"]
-    kind = layer.attentions[min(number, len(layer.attentions) - 1)]
-    return Site(kind, layer, height, width, None, slice(None), None, call.step)
+        return _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
+    kind = _kind(layer, place, net, k_tokens)
+    return None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step)
+
+
+def _kind(layer, place, net, k_tokens):
+    """ "self", "cross" or "image": by the number of the keys where it tells, else by the order of the calls in the block."""
+    appended = net.get("appended")
+    if appended is not None and k_tokens == appended.tokens:
+        return "cross"
+    if layer.attentions == ("self", "cross") and place.get("image") and place.get("text") and place["image"] != place["text"]:
+        return {place["image"]: "self", place["text"]: "cross"}.get(k_tokens)
+    number = place["calls"] % place["total"] if place["total"] else place["calls"]
+    return layer.attentions[number] if number < len(layer.attentions) else None
+
+
+def _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width):
+    geometry = call.session.geometry
+    if q_tokens != k_tokens:
+        return None
+    if q_tokens == net.get("image", tokens):         # image-only attention inside a joint block (SD3.5 medium)
+        return Site("self", layer, height, width, None, slice(0, tokens), None, call.step)
+    padded = -(-tokens // geometry.multiple) * geometry.multiple
+    text = net.get("text") or (q_tokens - padded)
+    others = q_tokens - text - padded                # tokens of reference pictures
+    if text <= 0 or others < 0:
+        return None
+    begin = (text if geometry.text_first else 0) + (others if geometry.image_last else 0)
+    where = slice(0, text) if geometry.text_first else slice(q_tokens - text, q_tokens)
+    return Site("joint", layer, height, width, where, slice(begin, begin + tokens), None, call.step)
+
+
+class _Attention:
+    """One call of the host's attention function, split into rows and heads."""
+
+    def __init__(self, base, args, kwargs, options, main):
+        q, k, v = args[:3]
+        self.base, self.kwargs, self.options, self.main = base, kwargs, options, main
+        self.heads = args[3] if len(args) > 3 else kwargs["heads"]
+        self.rest = list(args[4:])
+        self.mask = kwargs.get("mask", self.rest[0] if self.rest else None)
+        self.reshaped, self.keep = kwargs.get("skip_reshape", False), kwargs.get("skip_output_reshape", False)
+        self.q, self.k, self.v = (q, k, v) if self.reshaped else (_heads(q, self.heads), _heads(k, self.heads), _heads(v, self.heads))
+        if self.k.shape[1] != self.q.shape[1]:      # grouped queries: one key head for several
+            self.k, self.v = (t.repeat_interleave(self.q.shape[1] // t.shape[1], 1) for t in (self.k, self.v))
+        self.rows = self.q.shape[0]
+
+    def cut_keys(self, count):
+        """Keeps the first `count` keys; the mask too."""
+        if self.mask is not None and self.mask.shape[-1] == self.k.shape[2]:
+            self.mask = self.mask[..., :count]
+        self.k, self.v = self.k[:, :, :count], self.v[:, :, :count]
+
+    def attend(self, q, k, v, start, stop, extra_mask=None):
+        """The network's own attention of rows start:stop."""
+        mask = self.mask
+        if mask is not None and mask.ndim >= 3 and mask.shape[0] == self.rows and (start, stop) != (0, self.rows):
+            mask = mask[start:stop]
+        if extra_mask is not None:
+            mask = extra_mask if mask is None else mask + extra_mask
+        return self._call(q, k, v, mask, _subset(self.options, start, stop, self.rows) if self.rows == self.main else self.options)
+
+    def plain(self, q, k, v):
+        """The same without a mask, for keys that are not the network's own."""
+        return self._call(q, k, v, None, self.options)
+
+    def _call(self, q, k, v, mask, options):
+        local, rest = {**self.kwargs, "transformer_options": options}, list(self.rest)
+        if rest:
+            rest[0] = mask
+        elif mask is not None or "mask" in local:
+            local["mask"] = mask
+        inputs = (q, k, v) if self.reshaped else (_flat(q), _flat(k), _flat(v))
+        out = self.base(*inputs, self.heads, *rest, **{k_: x for k_, x in local.items() if k_ != "heads"})
+        return out if self.keep else _heads(out, self.heads)
+
+    def result(self, out):
+        return out if self.keep else _flat(out)
 
 
 def _override(call, previous):
@@ -240,71 +353,121 @@ def _override(call, previous):
         net = options.get("lodestar_net")
         if net is None:
             return base(*args, **kwargs)
-        q, k, v = args[:3]
-        heads = args[3] if len(args) > 3 else kwargs["heads"]
-        reshaped, keep = kwargs.get("skip_reshape", False), kwargs.get("skip_output_reshape", False)
-        place = _place(call, options)
+        net["seen"] = True
+        axis = 2 if kwargs.get("skip_reshape", False) else 1
+        q_tokens, k_tokens = args[0].shape[axis], args[1].shape[axis]
+        shadow, appended, main = net.get("shadow"), net.get("appended"), net["rows"]
+        net["prelude"] = None
+        place = _place(call, options, net)
         site = None
+        if place is not None and args[0].shape[0] == main + (len(shadow.rows) if shadow is not None else 0):
+            site = _site(call, place, net, q_tokens, k_tokens)
         if place is not None:
-            site = _site(call, place, net, q.shape[-2], k.shape[-2])
             place["calls"] += 1
-        shadow = net.get("shadow")
-        if site is None or (shadow is None and place["layer"] not in call.layers_with(site.kind)):
+        text = appended is not None and k_tokens == appended.tokens and (site.kind == "cross" if site is not None else q_tokens != k_tokens)
+        refine = site is None and shadow is not None and net["prelude"] == "text"
+        groups = [] if site is None else call.groups(options, main, place["layer"], site.kind)
+        edited = any(edits for _, _, edits in groups)
+        if not (edited or text or refine or (site is not None and shadow is not None)):
             return base(*args, **kwargs)
-        rows, main = q.shape[0], net["rows"]
-        groups = call.groups(options, main, place["layer"], site.kind)
-        if shadow is None and all(not edits for _, _, edits in groups):
-            return base(*args, **kwargs)
-        rest = list(args[4:])
-        mask = kwargs.get("mask", rest[0] if rest else None)
-
-        def attend(q_, k_, v_, start, stop, extra_mask=None):
-            local = dict(kwargs)
-            local["transformer_options"] = _subset(options, start, stop, rows) if rows == main else options
-            m = mask
-            if m is not None and m.ndim >= 3 and m.shape[0] == rows and (start, stop) != (0, rows):
-                m = m[start:stop]
-            if extra_mask is not None:
-                m = extra_mask if m is None else m + extra_mask
-            if rest:
-                local_rest = [m, *rest[1:]]
-            else:
-                local_rest = []
-                if m is not None or "mask" in kwargs:
-                    local["mask"] = m
-            if reshaped:
-                out = base(q_, k_, v_, heads, *local_rest, **local)
-            else:
-                out = base(_flat(q_), _flat(k_), _flat(v_), heads, *local_rest, **local)
-            return out if keep else _heads(out, heads)
-
-        if reshaped:
-            qh, kh, vh = q, k, v
-        else:
-            qh, kh, vh = _heads(q, heads), _heads(k, heads), _heads(v, heads)
-        if kh.shape[1] != qh.shape[1]:      # grouped queries: one key head for several
-            kh, vh = (t.repeat_interleave(qh.shape[1] // t.shape[1], 1) for t in (kh, vh))
-        site = _with_extra(site, {}, None)
-        if shadow is not None:
-            out = shadow.attention(call, site, groups, qh, kh, vh, attend, place["layer"])
-        else:
-            out = _rows(groups, qh, kh, vh, attend, site)
-        return out if keep else _flat(out)
+        attention = _Attention(base, args, kwargs, options, main)
+        if edited:
+            if site.kind == "self" and q_tokens != k_tokens:
+                raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {site.layer} in parts (guides of different strength); "
+                                 "attention edits do not support that. Set the guides' strength to 1 or remove the edit.")
+            net.setdefault("fired", set()).update((e, place["layer"]) for _, _, edits in groups for e in edits)
+        return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine))
     return run
 
 
+def _dispatch(call, attention, site, groups, shadow, appended, refine):
+    """Head outputs of one attention call that is edited, or that has keys or rows of ours in it."""
+    q, rows = attention.q, attention.rows
+    if refine:
+        return shadow.refine(q, attention.k, attention.v, attention.attend)
+    pairs = {}
+    if appended is not None:
+        pairs = appended.split(attention.k, attention.v)
+        attention.cut_keys(appended.length)
+    k, v = attention.k, attention.v
+    if site is None:
+        return attention.attend(q, k, v, 0, rows)
+    site = _with_extra(site, pairs, attention.plain)
+    if shadow is not None:
+        return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
+    return _rows(groups, q, k, v, attention.attend, site)
+
+
 def shadow_rows(call, options, x, roles):
-    """The Shadow of a network call whose edits need a second text stream (joint attention), or None."""
+    """What a network call needs for edits with a negative prompt of their own: more rows (joint attention), more text tokens (cross attention), or None."""
     geometry = call.session.geometry
-    if geometry.family not in JOINT_FAMILIES or options.get("uuids") is None:
+    if geometry.family == "unet" or options.get("uuids") is None:
         return None
     edits = [e for e in call.edited if getattr(e, "negative", None) is not None]
-    if not edits:
+    carried = [i for i, r in enumerate(roles) if r is not None and r.model is None and any(e in call.edits_of(r) for e in edits)]
+    if not carried:
         return None
-    size = x.shape[0] // len(roles)
-    chunks = [i for i, r in enumerate(roles) if any(e in call.edits_of(r) for e in edits)]
-    if not chunks:
-        return None
+    if geometry.family not in JOINT_FAMILIES:
+        return Appended(call, edits, options)
+    if geometry.family in NO_SHADOW:
+        raise ValueError(f"A negative prompt inside attention is not possible on {geometry.family} networks: {NO_SHADOW[geometry.family]}.")
     if len(edits) > 1:
         raise ValueError("Two attention edits with a negative prompt of their own cannot run on one model with joint attention; keep one of them.")
-    return Shadow(call, edits[0], chunks, size, options)
+    return Shadow(call, edits[0], carried, x.shape[0] // len(roles), options)
+
+
+# Nothing silent
+
+def _refuse_unreachable(call):
+    """ValueError where an edit names layers that hold no attention which it could change."""
+    session = call.session
+    for edit in call.edited:
+        layers = session.selected(edit)
+        if layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
+            kinds = sorted({k for layer in layers for k in layer.attentions}) or ["no known"]
+            raise ValueError(f"{type(edit).__name__} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "
+                             f"attention. It has:\n{session.geometry.describe()}")
+
+
+def _network(session):
+    return type(session.model.diffusion_model).__name__
+
+
+def expected(call, options):
+    """{(edit, layer)} of the edits that the rows of a network call carry, on the layers that hold attention of their kinds."""
+    pairs = set()
+    for role in call.roles(options):
+        for edit in call.edits_of(role):
+            pairs.update((edit, layer) for layer in call.session.selected(edit) if set(edit.kinds) & set(layer.attentions))
+    return pairs
+
+
+def check_fired(call, options):
+    """After a network call: RuntimeError where a block ran and the edit placed on it did not (a host whose hook is gone, a node that takes it away).
+
+    A network that was not run at all (step caches) and blocks that another pack replaces are no error.
+    """
+    net = options.get("lodestar_net")
+    if net is None or call.session.geometry.family == "unet" or not call.edited:
+        return
+    wanted, fired = expected(call, options), net.get("fired", set())
+    records = vars(call.session)
+    records.setdefault("edits_wanted", set()).update(edit for edit, _ in wanted)
+    records.setdefault("edits_fired", set()).update(edit for edit, _ in fired)
+    marked = any(layer.key[0] is not None for layer in call.session.geometry.layers)
+    reached = net.get("ran", set()) - net.get("excused", set())
+    missing = [(e, x) for e, x in wanted - fired if (x in reached if marked else net.get("seen"))]
+    if missing:
+        edit = missing[0][0]
+        names = ", ".join(str(x) for x in call.session.geometry.layers if (edit, x) in missing)
+        raise RuntimeError(f"{type(edit).__name__} did not reach the attention of {names} in {_network(call.session)}. This host or another node computes it where "
+                           "attention edits cannot act; choose other layers, or remove the node.")
+
+
+def check_run(session):
+    """After a sampling run: RuntimeError where an edit was wanted and never ran."""
+    records = vars(session)
+    lost = records.get("edits_wanted", set()) - records.get("edits_fired", set())
+    if lost:
+        names = ", ".join(sorted(type(e).__name__ for e in lost))
+        raise RuntimeError(f"{names} never reached the attention of {_network(session)}: this host or another node computes it where attention edits cannot act.")

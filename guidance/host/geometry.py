@@ -26,7 +26,8 @@ def _unet(net):
     scan("middle", 0, net.middle_block or ())
     for i, block in enumerate(net.output_blocks):
         scan("output", i, block)
-    return Geometry("unet", tuple(layers))
+    sequences = [*net.input_blocks, net.middle_block or (), *net.output_blocks]
+    return Geometry("unet", tuple(layers), temporal=any(hasattr(module, "time_stack") for sequence in sequences for module in sequence))
 
 
 def _stack(blocks, stage, attentions, key):
@@ -34,6 +35,9 @@ def _stack(blocks, stage, attentions, key):
 
 
 def _patch(net, default):
+    """(frame, height, width) of a token in latent cells."""
+    if hasattr(net, "patch_spatial"):
+        return (net.patch_temporal, net.patch_spatial, net.patch_spatial)
     size = getattr(net, "patch_size", default)
     if isinstance(size, int):
         return (1, size, size)
@@ -41,8 +45,49 @@ def _patch(net, default):
     return size if len(size) == 3 else (1, *size)
 
 
-def _name(net):
-    return type(net).__module__.lower() + "." + type(net).__name__.lower()
+def _two_streams(net):
+    """Flux, Chroma, Hunyuan Video: blocks of two streams, then of one."""
+    layers = _stack(net.double_blocks, "double", ("joint",), "double_block") + _stack(net.single_blocks, "single", ("joint",), "single_block")
+    refiner = getattr(getattr(net, "txt_in", None), "individual_token_refiner", None)
+    family = "hunyuan" if refiner is not None else "flux"
+    flipped = len(net.double_blocks) and getattr(net.double_blocks[0], "flipped_img_txt", False)
+    return Geometry(family, layers, _patch(net, 2), text_first=not flipped, image_last=family == "hunyuan",
+                    prelude=("text",) * len(refiner.blocks) if refiner is not None else ())
+
+
+def _lumina(net):
+    """Lumina 2, Z-Image: refiners of text and image, then joint blocks, which the host's block replacements do not reach."""
+    prelude = ("text",) * len(net.context_refiner) + ("image",) * (len(getattr(net, "siglip_refiner", None) or ()) + len(net.noise_refiner))
+    return Geometry("lumina", _stack(net.layers, "layer", ("joint",), None), _patch(net, 2), image_last=True,
+                    multiple=getattr(net, "pad_tokens_multiple", None) or 1, prelude=prelude)
+
+
+def _transformer_blocks(net):
+    """LTX (self and cross attention), Qwen-Image (joint attention), and others of this name."""
+    first = net.transformer_blocks[0]
+    if hasattr(first, "audio_attn1"):
+        return Geometry("blocks", _stack(net.transformer_blocks, "block", (), "double_block"), _patch(net, 1))
+    if hasattr(first, "attn1") and hasattr(first, "attn2") and hasattr(net, "patchify_proj"):
+        return Geometry("ltx", _stack(net.transformer_blocks, "block", ("self", "cross"), "double_block"), _patch(net, 1))
+    if hasattr(getattr(first, "attn", None), "add_q_proj"):
+        return Geometry("qwen", _stack(net.transformer_blocks, "double", ("joint",), "double_block"), _patch(net, 2))
+    return Geometry("blocks", _stack(net.transformer_blocks, "block", (), "double_block"), _patch(net, 2))
+
+
+def _blocks(net):
+    """Wan, Cosmos, and others with one list (or dictionary) of blocks."""
+    blocks = list(net.blocks.values()) if hasattr(net.blocks, "values") else list(net.blocks)
+    first = blocks[0]
+    if hasattr(first, "self_attn") and hasattr(first, "cross_attn"):
+        if not hasattr(first.self_attn, "q"):
+            return Geometry("cosmos", _stack(blocks, "block", ("self", "cross"), None), _patch(net, 2))
+        kinds = ("self", "image", "cross") if hasattr(first.cross_attn, "k_img") else ("self", "cross")
+        return Geometry("wan", _stack(blocks, "block", kinds, "double_block"), _patch(net, 2))
+    parts = [getattr(part, "block_type", "") for part in getattr(first, "blocks", ())]
+    kinds = tuple({"full_attn": "self", "fa": "self", "cross_attn": "cross", "ca": "cross"}[p] for p in parts if p in ("full_attn", "fa", "cross_attn", "ca"))
+    if kinds:
+        return Geometry("cosmos", _stack(blocks, "block", kinds, None), _patch(net, 2))
+    return Geometry("blocks", _stack(blocks, "block", (), "double_block"), _patch(net, 2))
 
 
 def of_network(net):
@@ -50,27 +95,21 @@ def of_network(net):
     if hasattr(net, "input_blocks") and hasattr(net, "output_blocks"):
         return _unet(net)
     if hasattr(net, "double_blocks") and hasattr(net, "single_blocks"):
-        layers = _stack(net.double_blocks, "double", ("joint",), "double_block") + _stack(net.single_blocks, "single", ("joint",), "single_block")
-        hunyuan = "hunyuan" in _name(net)
-        return Geometry("hunyuan" if hunyuan else "flux", layers, _patch(net, 2), text_first=not hunyuan)
+        return _two_streams(net)
     if hasattr(net, "joint_blocks"):
         return Geometry("sd3", _stack(net.joint_blocks, "double", ("joint",), "double_block"), _patch(net, 2))
-    if hasattr(net, "transformer_blocks"):
-        first = net.transformer_blocks[0]
-        if hasattr(first, "attn1") and hasattr(first, "attn2"):
-            return Geometry("ltx", _stack(net.transformer_blocks, "block", ("self", "cross"), "double_block"), _patch(net, 1))
-        return Geometry("qwen", _stack(net.transformer_blocks, "double", ("joint",), "double_block"), _patch(net, 2))
+    if hasattr(net, "double_stream_blocks") and hasattr(net, "single_stream_blocks"):
+        layers = _stack(net.double_stream_blocks, "double", ("joint",), None) + _stack(net.single_stream_blocks, "single", ("joint",), None)
+        return Geometry("hidream", layers, _patch(net, 2), text_first=False)
     if hasattr(net, "double_layers") and hasattr(net, "single_layers"):
         layers = _stack(net.double_layers, "double", ("joint",), "double_block") + _stack(net.single_layers, "single", ("joint",), "single_block")
         return Geometry("aura", layers, _patch(net, 2))
-    if hasattr(net, "layers") and hasattr(net, "noise_refiner"):
-        return Geometry("lumina", _stack(net.layers, "layer", ("joint",), None), _patch(net, 2))
-    if hasattr(net, "blocks") and len(net.blocks):
-        first = net.blocks[0] if not hasattr(net.blocks, "values") else next(iter(net.blocks.values()))
-        if hasattr(first, "self_attn") and hasattr(first, "cross_attn"):
-            key = "double_block" if "wan" in _name(net) else None
-            return Geometry("wan" if key else "cosmos", _stack(net.blocks, "block", ("self", "cross"), key), _patch(net, 2))
-        return Geometry("blocks", _stack(net.blocks, "block", ("self",), "double_block"), _patch(net, 2))
+    if hasattr(net, "layers") and hasattr(net, "context_refiner"):
+        return _lumina(net)
+    if len(getattr(net, "transformer_blocks", ())):
+        return _transformer_blocks(net)
+    if len(getattr(net, "blocks", ())):
+        return _blocks(net)
     return Geometry("unknown", ())
 
 
@@ -85,7 +124,8 @@ def checkpoint_modules(net):
         sequences = [*net.input_blocks, *([net.middle_block] if net.middle_block is not None else []), *net.output_blocks]
         return [m for s in sequences for m in s if any(True for _ in m.parameters(recurse=True))]
     found = []
-    for name in ("double_blocks", "single_blocks", "joint_blocks", "transformer_blocks", "double_layers", "single_layers", "layers", "blocks"):
+    for name in ("double_blocks", "single_blocks", "joint_blocks", "transformer_blocks", "double_layers", "single_layers",
+                 "double_stream_blocks", "single_stream_blocks", "layers", "blocks"):
         blocks = getattr(net, name, None)
         if blocks is not None:
             found += list(blocks.values() if hasattr(blocks, "values") else blocks)

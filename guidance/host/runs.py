@@ -40,6 +40,7 @@ def outer_sample(executor, *args, **kwargs):
     try:
         with peers.loaded(session):
             out = executor(*args, **kwargs)
+        attention_hooks.check_run(session)
         run.report.finished = True
         return out
     finally:
@@ -195,6 +196,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     # third-party patches know 0 (conditional) and 1 (unconditional) only
     options["cond_or_uncond"] = [c if c < 2 or r is None else (1 if r.prompt == "negative" else 0) for c, r in zip(chunks, roles)]
     options["lodestar_net"] = {"shape": tuple(x.shape), "rows": x.shape[0]}
+    _no_step_cache_for_newcomers(options)
     report = call.session.run.report
     with call.session.run.lock:
         report.network_calls += 1
@@ -202,9 +204,21 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
         report.by_kind.update(_kind(r) for r in roles)
     shadow = attention_hooks.shadow_rows(call, options, x, roles) if c_crossattn is not None else None
     if shadow is None:
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    out = executor(*shadow.expand(x, t, c_concat, c_crossattn, control, options), **shadow.expand_dict(kwargs))
-    return out[:x.shape[0]]
+        out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    else:
+        out = executor(*shadow.expand(x, t, c_concat, c_crossattn, control, options), **shadow.expand_dict(kwargs))[:x.shape[0]]
+    attention_hooks.check_fired(call, options)
+    return out
+
+
+def _no_step_cache_for_newcomers(options):
+    """Older EasyCache fails where a conditioning comes in at a step that it would skip (a gate that opens, a branch's window): such a step is run."""
+    cache = options.get("easycache")
+    known = getattr(cache, "uuid_cache_diffs", None)
+    if known is None or hasattr(cache, "can_apply_cache_diff") or getattr(cache, "skip_current_step", False):
+        return
+    if any(u not in known for u in options.get("uuids") or ()):
+        cache.cumulative_change_rate = float("inf")      # the cache compares, does not skip, and starts counting anew
 
 
 def _kind(role):

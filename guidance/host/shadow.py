@@ -1,10 +1,48 @@
-"""Shadow rows: copies of the positive rows that carry another text, for edits of joint attention (a second text stream).
+"""A second text inside one network call, for edits with a negative prompt of their own.
 
-The image stream of a shadow row stays equal to its original's: both get the same combined head output and the same modulation.
+Joint attention: shadow rows, copies of the positive rows that carry the other text. The image stream of a shadow row stays equal to its original's: both get
+the same combined head output and the same modulation. Cross attention: the other text's tokens are appended to every row's and cut off again in each call.
 """
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
+
+from ..attention.edits import apply_rows
+
+
+def own_tokens(session, prompt, like):
+    """The text tokens [1, n, width] of a Prompt without the padding that its attention mask hides; several entries one after the other."""
+    parts = []
+    for entry in session.prompt_conds(prompt):
+        conds = entry.get("model_conds", {})
+        if "c_crossattn" not in conds:
+            continue
+        tokens = conds["c_crossattn"].cond[:1]
+        mask = conds["attention_mask"].cond[0].reshape(-1) if "attention_mask" in conds else None
+        if mask is not None and mask.shape[0] == tokens.shape[1] and not mask.is_floating_point() and mask.any():
+            tokens = tokens[:, mask.bool().to(tokens.device)]
+        parts.append(tokens)
+    if not parts:
+        raise ValueError("the negative conditioning has no text tokens (c_crossattn) for this model")
+    tokens = torch.cat(parts, 1).to(device=like.device, dtype=like.dtype)
+    if tokens.shape[2] != like.shape[2]:
+        raise ValueError(f"the negative conditioning has tokens of width {tokens.shape[2]}, the positive's have {like.shape[2]}: they come from different text encoders")
+    return tokens
+
+
+def _pad(t, length):
+    """Text of `length` tokens, filled up with its own mean (networks that pool their text then pool the same)."""
+    missing = length - t.shape[1]
+    return torch.cat((t, t.mean(1, keepdim=True).expand(-1, missing, -1)), 1) if missing else t
+
+
+def _pad_mask(mask, length, hidden):
+    """An attention mask over text with more tokens in its last axis, hidden or not."""
+    value = (-torch.inf if hidden else 0) if mask.is_floating_point() else (0 if hidden else 1)
+    return torch.cat((mask, mask.new_full((*mask.shape[:-1], length - mask.shape[-1]), value)), -1)
 
 
 class Shadow:
@@ -14,8 +52,8 @@ class Shadow:
         self.edit = edit
         self.rows = [c * size + i for c in chunks for i in range(size)]
         self.call = call
+        self.options = options
         options["lodestar_net"]["shadow"] = self
-        self.text = None
 
     def _rows(self, t, n):
         """The tensor with the rows of the shadows appended, where its first axis is the batch."""
@@ -30,49 +68,112 @@ class Shadow:
     def expand(self, x, t, c_concat, c_crossattn, control, options):
         """The positional arguments of the network call with the shadows' rows."""
         n = self.n = x.shape[0]
-        negative = self.call.session.cross_tokens(self.edit.negative, len(self.rows), c_crossattn)
+        negative = own_tokens(self.call.session, self.edit.negative, c_crossattn).expand(len(self.rows), -1, -1)
         longest = max(c_crossattn.shape[1], negative.shape[1])
         self.lengths = (c_crossattn.shape[1], negative.shape[1], longest)
+        if self.call.session.geometry.family == "lumina" and self.lengths[1] > self.lengths[0]:
+            raise ValueError(f"The negative prompt of an attention edit has {self.lengths[1]} tokens, the positive prompt {self.lengths[0]}. On this network the place of the "
+                             "picture depends on the length of the text, so the negative may not be longer: shorten it, or lengthen the positive prompt.")
         text = torch.cat((_pad(c_crossattn, longest), _pad(negative, longest)))
         return (self._rows(x, n), self._rows(t, n), self._rows(c_concat, n), text, self._rows(control, n), options)
 
     def expand_dict(self, kwargs):
-        return {k: self._rows(v, self.n) for k, v in kwargs.items()}
+        """The named arguments; the mask of the text is made as long as the longer text, and is open for all tokens of the shadows."""
+        out = {k: self._rows(v, self.n) for k, v in kwargs.items()}
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.shape[-1] == self.lengths[0]:
+            if self.call.session.geometry.family == "lumina":
+                raise ValueError("Attention edits with a negative prompt cannot run on this network while the positive prompt has padding (an attention mask).")
+            mask = _pad_mask(mask, self.lengths[2], hidden=True)
+            if mask.shape[0] == self.n:
+                open_ = torch.zeros_like(mask[self.rows]) if mask.is_floating_point() else torch.ones_like(mask[self.rows])
+                mask = torch.cat((mask, open_))
+            out["attention_mask"] = mask
+        return out
 
-    def _mask(self, q, k, length, text):
-        """Hides the padding of a text stream that is shorter than the other."""
+    def _mask(self, q, k, length, begin):
+        """Hides the padding of a text stream that is shorter than the other; `begin` is where the text starts among the keys."""
         if length == self.lengths[2]:
             return None
         mask = torch.zeros(1, 1, q.shape[2], k.shape[2], dtype=q.dtype, device=q.device)
-        mask[..., text.start + length: text.stop] = float("-inf")
+        mask[..., begin + length: begin + self.lengths[2]] = float("-inf")
         return mask
+
+    def _begin(self, text):
+        """Where the prompt's tokens start in the text of a joint call, which may hold registers or other encoders' tokens too."""
+        model = self.call.session.model.diffusion_model
+        first = self.call.session.geometry.family == "lumina" or (
+            getattr(model, "byt5_in", None) is not None and getattr(model, "cond_type_embedding", None) is None)
+        return text.start if first else text.stop - self.lengths[2]
+
+    def refine(self, q, k, v, attend):
+        """Attention among text tokens alone, before the blocks: the padding of each stream stays hidden."""
+        n = self.n
+        parts = [(slice(0, n), self.lengths[0]), (slice(n, None), self.lengths[1])]
+        return torch.cat([attend(q[rows], k[rows], v[rows], rows.start, rows.stop or q.shape[0], self._mask(q, k, length, 0)) for rows, length in parts])
 
     def attention(self, call, site, groups, q, k, v, attend, layer):
         """Head outputs of all rows: the originals' image rows are combined with their shadows', both keep their own text."""
-        from ..attention.edits import apply_rows
-        from dataclasses import replace
         n, rows = self.n, self.rows
-        main_mask = self._mask(q, k, self.lengths[0], site.text) if site.text is not None else None
-        shadow_mask = self._mask(q, k, self.lengths[1], site.text) if site.text is not None else None
-        own = [(a, b, tuple(e for e in edits if e is not self.edit and e != self.edit)) for a, b, edits in groups]
+        masks = [self._mask(q, k, length, self._begin(site.text)) if site.text is not None else None for length in self.lengths[:2]]
+        own = [(a, b, tuple(e for e in edits if e != self.edit)) for a, b, edits in groups]
         parts = []
         for start, stop, edits in own:
             cut = slice(start, stop)
-            base = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b, main_mask)
+            base = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b, masks[0])
             parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, replace(site, extra={"tokens": {}, "plain": None})))
         out = torch.cat(parts)
         if site.kind != "joint":
             return torch.cat((out, out[rows]))
-        other = attend(q[n:], k[n:], v[n:], n, n + len(rows), shadow_mask)
-        image = out[rows][:, :, site.image]
+        other = attend(q[n:], k[n:], v[n:], n, n + len(rows), masks[1]).clone()
+        rest = slice(site.text.stop, None) if site.text.start == 0 else slice(0, site.text.start)     # the picture, and reference pictures
+        image = out[rows][:, :, rest]
         if layer in call.session.selected(self.edit):
-            image = self.edit.combine(image, other[:, :, site.image])
+            image = self.edit.combine(image, other[:, :, rest])
             out = out.clone()
-            out[rows, :, site.image] = image
-        other = other.clone()
-        other[:, :, site.image] = image
+            out[rows, :, rest] = image
+        other[:, :, rest] = image
         return torch.cat((out, other))
 
 
-def _pad(t, length):
-    return torch.cat((t, t.new_zeros(t.shape[0], length - t.shape[1], t.shape[2])), 1) if t.shape[1] < length else t
+class Appended:
+    """Belongs to one network call: tokens of the edits' negative prompts behind every row's text, for networks with text cross attention.
+
+    `length` is the text's own number of tokens, `tokens` the number with all that was appended.
+    """
+
+    def __init__(self, call, edits, options):
+        self.call, self.edits = call, edits
+        self.shape = options["lodestar_net"]["shape"]
+        options["lodestar_net"]["appended"] = self
+
+    def expand(self, x, t, c_concat, c_crossattn, control, options):
+        """The positional arguments of the network call with the longer text."""
+        self.length = c_crossattn.shape[1]
+        parts, self.places = [c_crossattn], {}
+        for edit in self.edits:
+            negative = own_tokens(self.call.session, edit.negative, c_crossattn)
+            begin = sum(p.shape[1] for p in parts)
+            self.places[edit] = slice(begin, begin + negative.shape[1])
+            parts.append(negative.expand(c_crossattn.shape[0], -1, -1))
+        self.tokens = sum(p.shape[1] for p in parts)
+        if self.tokens == self._image_tokens():      # the number of keys has to tell text from picture; nobody reads the last token
+            parts.append(c_crossattn[:, -1:])
+            self.tokens += 1
+        return x, t, c_concat, torch.cat(parts, 1), control, options
+
+    def _image_tokens(self):
+        pt, ph, pw = self.call.session.geometry.patch
+        frames = self.shape[2] if len(self.shape) == 5 else 1
+        return math.ceil(frames / pt) * math.ceil(self.shape[-2] / ph) * math.ceil(self.shape[-1] / pw)
+
+    def expand_dict(self, kwargs):
+        """The named arguments; the mask of the text grows with it."""
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.shape[-1] == self.length:
+            return {**kwargs, "attention_mask": _pad_mask(mask, self.tokens, hidden=False)}
+        return kwargs
+
+    def split(self, k, v):
+        """{edit: (keys, values)} of the appended tokens of a call with heads [rows, heads, tokens, width]."""
+        return {edit: (k[:, :, place], v[:, :, place]) for edit, place in self.places.items()}

@@ -138,7 +138,8 @@ class _OldIO:
         def output(id=None, display_name=None, tooltip=None):
             return types.SimpleNamespace(kind=name, display_name=display_name)
 
-        return types.SimpleNamespace(Input={"INT": number, "FLOAT": number, "COMBO": widget, "STRING": widget, "BOOLEAN": widget}.get(name, plain), Output=output)
+        kinds = {"INT": number, "FLOAT": number, "COMBO": widget, "STRING": widget, "BOOLEAN": widget}
+        return types.SimpleNamespace(Input=kinds.get(name, plain), Output=output)
 
 
 _EXTRA = {"default", "min", "max", "step", "options"}
