@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import re
+import signal
 import sys
 import types
 from dataclasses import dataclass, field
@@ -41,6 +42,16 @@ try:
     torch.set_num_threads(THREADS)
 except ImportError:
     pass
+
+
+def pytest_configure():
+    """A request to end (a time limit, a closed terminal) ends like Ctrl-C: servers are stopped, their folders removed."""
+    def stop(signum, frame):
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
 
 
 def pytest_collection_modifyitems(items):

@@ -464,3 +464,25 @@ def test_refusals(lab):
         return
     with pytest.raises(ValueError, match="second MODEL"):
         lab.run(lab.attach(lab.models["unet"], lab.methods["pair"]("unet")))
+
+
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_compiled_models(lab, kind):
+    """The host's own compile wrapper, before our nodes (U-Net) and after them (Flux): the same picture as without it."""
+    usable(lab, "pag", kind)
+    helpers = pytest.importorskip("comfy_api.torch_helpers")
+    names = ("pag", "nag")
+
+    def guided(model):
+        for n in names:
+            model = lab.attach(model, lab.methods[n](kind))
+        return model
+
+    def compiled(model):
+        model = model.clone()
+        helpers.set_torch_compile_wrapper(model=model, backend="eager")
+        return model
+    free = lab.run(guided(lab.models[kind]), steps=2)
+    model = guided(compiled(lab.models[kind])) if kind == "unet" else compiled(guided(lab.models[kind]))
+    close(lab.run(model, steps=2), free, free, 1e-3)
+    assert torch.equal(lab.run(lab.models[kind], batch=3), lab.base[kind])

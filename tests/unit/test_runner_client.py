@@ -26,7 +26,7 @@ class FakeComfy:
 
     def __init__(self, behaviour: str):
         self.behaviour, self.history, self.sockets, self.calls = behaviour, {}, {}, []
-        self.base = ""
+        self.base, self.task = "", None
 
     async def socket(self, request):
         ws = web.WebSocketResponse()
@@ -116,6 +116,8 @@ def comfy():
             fake.stop = asyncio.Event()
             ready.set()
             await fake.stop.wait()
+            if fake.task is not None:
+                fake.task.cancel()
             await runner.cleanup()
 
         thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
