@@ -4,16 +4,10 @@ from ._define import Input, NodeDef, Output, category
 KINDS = ("unet", "dit")
 
 
-def _complete_host():
-    """ComfyUI 0.0.1 forgets an import where it widens an Empty Latent Image to a model's channels, and these models have 16."""
-    import comfy.sample
-    import comfy.utils
-    vars(comfy.sample).setdefault("comfy", comfy)
-
-
 def _load(model):
     from ..demo.loader import load_demo_model
-    _complete_host()
+    from ..guidance.host.features import complete
+    complete()
     return tuple(load_demo_model(model))
 
 

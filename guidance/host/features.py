@@ -17,3 +17,10 @@ def is_flow(model_sampling):
     import comfy.model_sampling
     const = getattr(comfy.model_sampling, "CONST", None)
     return const is not None and isinstance(model_sampling, const)
+
+
+def complete():
+    """ComfyUI 0.0.1 forgets an import where it widens an Empty Latent Image to a model's channels."""
+    import comfy.sample
+    import comfy.utils
+    vars(comfy.sample).setdefault("comfy", comfy)
