@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 EFFECTS = ROOT / "docs" / "effects"
@@ -27,7 +29,7 @@ class Store:
         self.folder, self.fresh = Path(folder), fresh
 
     def path(self, *key):
-        return self.folder / (hashlib.sha256(repr(key).encode()).hexdigest()[:24] + ".pt")
+        return self.folder / (hashlib.sha256(repr(key).encode()).hexdigest()[:24] + ".safetensors")
 
     def get(self, *key):
         """The result, or None where it is missing or unreadable."""
@@ -35,14 +37,16 @@ class Store:
         if self.fresh or not path.is_file():
             return None
         try:
-            return torch.load(path, weights_only=True)
-        except Exception:
+            found = load_file(path)
+        except (SafetensorError, OSError):
             return None
+        return {k: v if v.ndim else float(v) for k, v in found.items()}
 
     def put(self, result, *key):
+        """Keeps a dict of tensors and numbers."""
         path = self.path(*key)
         part = path.with_suffix(f".{os.getpid()}.part")
-        torch.save(result, part)
+        save_file({k: torch.as_tensor(v, dtype=None if isinstance(v, torch.Tensor) else torch.float64).contiguous() for k, v in result.items()}, part)
         os.replace(part, path)
         return result
 

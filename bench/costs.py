@@ -1,0 +1,215 @@
+"""`bench costs`: time per sampler step, evaluations and memory of each method relative to plain CFG, in one run with interleaved repeats."""
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import torch
+from tqdm.auto import tqdm
+
+from . import host, store
+from .effects import select
+from .plan import Setup, table
+from .subject import Subject, cases
+
+INTRO = """Written by `./scripts/bench costs` on {device}, host ComfyUI {version}; {steps} Euler steps, {repeats} interleaved repeats, batch {batch}; medians of the ratios within
+a repeat, in brackets the quartiles. Evaluations: rows of network batches per picture, counted. The base is plain CFG of the same network ("w = 1" rows: no guidance)."""
+
+
+class Timed:
+    """One way to run: `run()` samples once; `evaluations` is filled by the first run."""
+
+    def __init__(self, label, base, run, limit=None):
+        self.label, self.base, self.run, self.limit = label, base, run, limit
+        self.seconds, self.evaluations, self.peak, self.error = [], None, None, None
+
+
+def time_all(ways, repeats, bar):
+    """Fills the times: every way once per repeat, in turn, after one run to warm up."""
+    for r in range(repeats + 1):
+        for way in ways:
+            if way.error is not None:
+                continue
+            try:
+                if host.on_gpu():
+                    torch.cuda.reset_peak_memory_stats()
+                    torch.cuda.synchronize()
+                begin = time.perf_counter()
+                count = way.run()
+                if host.on_gpu():
+                    torch.cuda.synchronize()
+                    way.peak = torch.cuda.max_memory_allocated()
+                took = time.perf_counter() - begin
+            except Exception as e:      # a peer's node that fails must not end the run; it is shown in the table
+                way.error = f"{type(e).__name__}: {e}"
+                continue
+            if r:
+                way.seconds.append(took)
+            way.evaluations = count if count is not None else way.evaluations
+            bar.update(1)
+
+
+def ratios(way, base):
+    """(median, lower quartile, upper quartile) of way / base within each repeat."""
+    values = sorted(a / b for a, b in zip(way.seconds, base.seconds))
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return statistics.median(values), low, high
+
+
+def demo_ways(generator, entries, options):
+    """The Timed of one bundled model."""
+    subject = Subject(generator)
+    batch = cases(max(2, options.batch), 1)[:options.batch]
+
+    def runner(setup):
+        def run():
+            return subject.run(setup, batch, options.steps)[1]
+        return run
+
+    def with_host_node(name, inputs, cfg):
+        cls = host.nodes().get(name) or host.nodes().get(name + "Guidance")
+        if cls is None:
+            return None
+        return lambda: _foreign(subject, lambda model, cond: host.call(cls, model=model, **inputs)[0], cfg, batch, options.steps)
+
+    ways = [Timed("CFG", "CFG", runner(Setup("CFG", 4.0))), Timed("no guidance, w = 1", "CFG", runner(Setup("w = 1", 1.0)))]
+    peers = _peers(options)
+    for node_id, entry in entries.items():
+        for cost in entry.costs:
+            setup = Setup(cost.label, cost.cfg, cost.methods, cost.sampler, task=cost.task)
+            base = "CFG" if cost.cfg != 1.0 else "no guidance, w = 1"
+            ways.append(Timed(cost.label, base, runner(setup), cost.limit))
+            if cost.host is not None:
+                run = with_host_node(*cost.host, cost.cfg)
+                if run is not None:
+                    ways.append(Timed(f"{cost.label}: the host's own node", base, run))
+            for pack, name, cls in peers:
+                import re
+                if cost.peer and re.search(cost.peer, name):
+                    ways.append(Timed(f"{cost.label}: {name} of {pack}", base, lambda cls=cls: _foreign(
+                        subject, lambda model, cond: host.call(cls, **host.defaults(cls, model, cond))[0], cost.cfg, batch, options.steps)))
+    return ways
+
+
+def _peers(options):
+    found = []
+    for path in options.peer:
+        try:
+            found += [(path.name, name, cls) for name, cls in host.peer_nodes(path).items()]
+        except RuntimeError as e:
+            print(f"peer left out: {e}", file=sys.stderr)
+    return found
+
+
+def _foreign(subject, patch, cfg, batch, steps):
+    """One run with somebody else's node on the plain model."""
+    import comfy.samplers
+    positive, negative = subject.encode([c.scene.caption for c in batch]), subject.encode([""])
+    with torch.inference_mode(), subject.counting() as rows:
+        guider = comfy.samplers.CFGGuider(patch(subject.model, negative))
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        noise = torch.cat([c.noise() for c in batch])
+        guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), subject.sigmas(steps), disable_pbar=True, seed=0)
+    return rows[0] / len(batch)
+
+
+def heavy_ways(name, patcher, prompt, shape, entries, options):
+    """The Timed of a large network with random weights: methods without prompts or models of their own."""
+    import comfy.samplers
+
+    from ..guidance.host.attach import attach
+    positive, negative = prompt(1), prompt(2)
+
+    def runner(methods, cfg):
+        def run():
+            rows = [0]
+            handle = patcher.model.diffusion_model.register_forward_pre_hook(lambda m, a: rows.__setitem__(0, rows[0] + a[0].shape[0]))
+            try:
+                with torch.inference_mode():
+                    model = patcher
+                    for u in methods:
+                        model = attach(model, u.cls(**{k: negative if v == "$forbidden" else v for k, v in u.values}))
+                    guider = comfy.samplers.CFGGuider(model)
+                    guider.set_conds(positive, negative)
+                    guider.set_cfg(cfg)
+                    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", options.steps)
+                    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+                    guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+            finally:
+                handle.remove()
+            return rows[0]
+        return run
+
+    ways = [Timed("CFG", "CFG", runner((), 4.0)), Timed("no guidance, w = 1", "CFG", runner((), 1.0))]
+    for entry in entries.values():
+        for cost in entry.costs:
+            asks = [v for u in cost.methods for _, v in u.values if isinstance(v, str) and v.startswith("$")]
+            if cost.heavy and cost.sampler is None and cost.task == "sample" and set(asks) <= {"$forbidden"}:
+                ways.append(Timed(cost.label, "CFG" if cost.cfg != 1.0 else "no guidance, w = 1", runner(cost.methods, cost.cfg), cost.limit))
+    return ways
+
+
+def measure(name, ways, options):
+    """Times the ways of one network and returns their records."""
+    bar = tqdm(total=len(ways) * (options.repeats + 1), desc=name, file=sys.stderr, unit="run", mininterval=1.0)
+    try:
+        time_all(ways, options.repeats, bar)
+    finally:
+        bar.close()
+    bases = {w.label: w for w in ways}
+    records = []
+    for way in ways:
+        if way.error is not None:
+            records.append({"label": way.label, "error": way.error})
+            continue
+        ratio, low, high = ratios(way, bases[way.base])
+        records.append({"label": way.label, "base": way.base, "ratio": round(ratio, 4), "low": round(low, 4), "high": round(high, 4),
+                        "seconds_per_step": round(statistics.median(way.seconds) / options.steps, 5), "evaluations": way.evaluations,
+                        "peak_bytes": way.peak, "limit": way.limit, "kept": None if way.limit is None else ratio <= way.limit})
+    return records
+
+
+def run(options, version):
+    """The whole bench; writes costs.json and costs.md."""
+    entries = select(table(), options.methods)
+    networks = {}
+    if not options.no_demo:
+        for generator in ("unet", "dit") if options.generator == "both" else (options.generator,):
+            try:
+                ways = demo_ways(generator, entries, options)
+            except RuntimeError as e:
+                print(f"{generator}: left out. {e}", file=sys.stderr)
+                continue
+            networks[f"bundled {generator}"] = measure(f"bundled {generator}", ways, options)
+    if options.sd15 or host.on_gpu():
+        from . import large
+        for name, build in (("SD1.5 size", large.sd15), *((("SDXL size", large.sdxl),) if host.on_gpu() else ())):
+            patcher, prompt, shape = build()
+            networks[name] = measure(name, heavy_ways(name, patcher, prompt, shape, entries, options), options)
+            del patcher
+    about = {"device": host.device_name(), "version": version, "steps": options.steps, "repeats": options.repeats, "batch": options.batch}
+    path = options.out / "costs.json"
+    old = store.read_json(path)
+    store.write_json(path, {"about": about, "networks": {**old.get("networks", {}), **networks}})
+    write_page(options.out)
+
+
+def write_page(out):
+    """costs.md from costs.json."""
+    data = store.read_json(out / "costs.json")
+    lines = ["# Costs", "", INTRO.format(**data["about"]), ""]
+    for name, records in data["networks"].items():
+        rows = []
+        for r in records:
+            if "error" in r:
+                rows.append((r["label"], "", "", "", r["error"]))
+                continue
+            promise = "" if r["limit"] is None else f"at most {r['limit']:g}: {'kept' if r['kept'] else 'not kept'}"
+            memory = f"{r['peak_bytes'] / 2**20:.0f} MiB" if r["peak_bytes"] else ""
+            rows.append((r["label"], f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}] x {r['base']}", f"{1000 * r['seconds_per_step']:.1f} ms", f"{r['evaluations']:g}", " ".join(x for x in (promise, memory) if x)))
+        lines += [f"## {name}", "", store.table(("", "time per step", "median", "evaluations", ""), rows)]
+    (out / "costs.md").write_text("\n".join(lines), encoding="utf-8")

@@ -1,0 +1,102 @@
+"""The bench's figures on known inputs, its verdicts, and that merging keeps what other runs measured."""
+import math
+
+import pytest
+import torch
+
+from lodestar.bench import costs, plan, stats, store
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form():
+    """|m1 - m2|^2 + sum (s1 - s2)^2 for diagonal covariances; the margin is five deviations of the estimate at n samples."""
+    n, d = 20_000, 4
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(n, d, generator=g, dtype=torch.float64)
+    b = torch.randn(n, d, generator=g, dtype=torch.float64) * 2 + 1
+    reference = stats.Reference(a)
+    assert reference.distance(a) == pytest.approx(0.0, abs=1e-9)
+    exact = d * 1.0 + d * 1.0
+    assert abs(reference.distance(b) - exact) < 5 * 2 * math.sqrt(d * (1 + 4) / n) * 2
+
+
+def test_intervals_cover_as_they_say():
+    """Of 300 repetitions the 95% interval of a mean misses about 15; 5 deviations of a binomial are allowed (and the bootstrap's bias at n = 40)."""
+    g, hits, repetitions = torch.Generator().manual_seed(0), 0, 300
+    for i in range(repetitions):
+        found = stats.mean(torch.rand(40, generator=g), list(range(40)), seed=i)
+        hits += found.low <= 0.5 <= found.high
+    assert abs(hits / repetitions - 0.94) < 5 * math.sqrt(0.95 * 0.05 / repetitions)
+
+
+def test_wilson_at_the_ends():
+    assert tuple(stats.wilson(0, 20))[:2] == (0.0, 0.0) and 0.1 < stats.wilson(0, 20).high < 0.2
+    assert stats.wilson(20, 20).high == 1.0 and stats.wilson(20, 20).low < 0.9
+
+
+def test_ssim_and_clipping():
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert stats.ssim(x, x).tolist() == pytest.approx([1.0, 1.0])
+    assert (stats.ssim(x, torch.rand(x.shape, generator=torch.Generator().manual_seed(1))) < 0.2).all()
+    y = torch.full((1, 3, 2, 2), 0.5)
+    y[0, 0, 0, 0], y[0, 1, 0, 0] = 1.5, -0.5
+    assert stats.clipped(y).item() == pytest.approx(2 / 12)
+
+
+def test_diversity_is_within_prompts():
+    features = torch.tensor([[0.0, 0], [3, 4], [100, 0], [100, 0]])
+    values, labels = stats.diversity(features, ["a", "a", "b", "c"])
+    assert values.tolist() == [5.0] and labels == ["a"]
+
+
+@pytest.mark.parametrize("direction,bound,low,high,words", [
+    ("lower", 0, -0.3, -0.1, "reached"), ("lower", 0, -0.3, 0.1, "not resolved"), ("lower", 0, 0.1, 0.3, "opposite"),
+    ("higher", 0, 0.1, 0.3, "reached"), ("not lower", 0.1, -0.05, 0.1, "reached"), ("not higher", 0.0, 0.1, 0.2, "opposite")])
+def test_verdicts(direction, bound, low, high, words):
+    e = stats.Estimate
+    found = plan.verdict(plan.Claim("m", direction, bound), e(0.5, 0.4, 0.6), e(0.5, 0.4, 0.6), e((low + high) / 2, low, high))
+    assert found.words == words and found.reached is (words == "reached")
+
+
+def test_ratio_claims_use_the_base():
+    e = stats.Estimate
+    claim = plan.Claim("evaluations", "ratio at most", 0.76)
+    assert plan.verdict(claim, e(30, 30, 30), e(40, 40, 40), e(-10, -10, -10)).reached
+    assert not plan.verdict(claim, e(31, 31, 31), e(40, 40, 40), e(-9, -9, -9)).reached
+
+
+def test_every_method_of_the_table_exists_and_validates():
+    for node_id, entry in plan.table().items():
+        for setup in [c.setup for c in entry.comparisons] + [c.base for c in entry.comparisons]:
+            for used in setup.methods:
+                assert used.cls.node_id.startswith("Lodestar")
+                used.cls(**{k: v for k, v in used.values if not (isinstance(v, str) and v.startswith("$"))}).validate()
+        assert entry.comparisons and node_id.startswith("Lodestar")
+
+
+def test_merging_and_keeping(tmp_path):
+    old = {"about": {"unet": {"steps": 20}}, "methods": {"A": {"unet": {"m": 1}}, "B": {"dit": {"m": 2}}}}
+    new = store.merge(old, "A", "dit", {"m": 3}, {"steps": 4})
+    assert new["methods"] == {"A": {"unet": {"m": 1}, "dit": {"m": 3}}, "B": {"dit": {"m": 2}}} and old["methods"]["A"] == {"unet": {"m": 1}}
+    kept = store.Store(tmp_path)
+    assert kept.get("k") is None
+    kept.put({"latents": torch.ones(2, 3), "evaluations": 40.5}, "k")
+    found = kept.get("k")
+    assert torch.equal(found["latents"], torch.ones(2, 3)) and found["evaluations"] == 40.5 and kept.get("other") is None
+    kept.path("k").write_bytes(b"broken")
+    assert kept.get("k") is None
+
+
+def test_costs_compare_within_a_repeat():
+    base, way = costs.Timed("CFG", "CFG", None), costs.Timed("x", "CFG", None)
+    base.seconds, way.seconds = [1.0, 2.0, 4.0], [1.5, 3.0, 6.0]
+    assert costs.ratios(way, base) == (1.5, 1.5, 1.5)
+    broken = costs.Timed("peer", "CFG", lambda: 1 / 0)
+    fine = costs.Timed("CFG", "CFG", lambda: 3)
+
+    class Bar:
+        def update(self, n):
+            pass
+    from unittest import mock
+    with mock.patch.object(costs.host, "on_gpu", lambda: False):
+        costs.time_all([broken, fine], 2, Bar())
+    assert "ZeroDivisionError" in broken.error and len(fine.seconds) == 2 and fine.evaluations == 3
