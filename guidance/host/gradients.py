@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import torch
 
@@ -83,6 +84,32 @@ def recomputed(network):
             module.__dict__.pop("forward", None)
 
 
+def _turn(x, matrices):
+    """Applies the 2 x 2 matrices of a rotary embedding to the pairs of x."""
+    pairs = x.to(matrices.dtype).reshape(*x.shape[:-1], -1, 1, 2)
+    return (matrices[..., 0] * pairs[..., 0] + matrices[..., 1] * pairs[..., 1]).reshape(x.shape).to(x.dtype)
+
+
+def _keep_matrices(ctx, inputs, output):
+    ctx.save_for_backward(inputs[-1])
+
+
+def _turn_back(ctx, *slopes):
+    matrices, = ctx.saved_tensors
+    back = matrices.transpose(-1, -2)
+    return *[_turn(s, back) for s in slopes], None
+
+
+@functools.lru_cache(None)
+def _give_rotations_a_backward():
+    """Some hosts (about 0.8) rotate queries and keys by a kernel that has no backward and offer no switch: registers the missing formula, once."""
+    for name in ("apply_rope", "apply_rope1"):
+        try:
+            torch.library.register_autograd(f"comfy_kitchen::{name}", _turn_back, setup_context=_keep_matrices)
+        except (AttributeError, RuntimeError, ValueError):      # no such kernel, or it has a backward by now
+            continue
+
+
 class HostContext:
     """The context that guidance.gradients uses on the host: `differentiable(checkpoint)`."""
 
@@ -94,6 +121,8 @@ class HostContext:
         import comfy.model_management as management
         network = self.session.model.diffusion_model
         training = getattr(management, "in_training", None)
+        if training is None:
+            _give_rotations_a_backward()
         with plain_context():
             for each in (network, *(peer.patcher.model.diffusion_model for peer in self.session.peers.values())):
                 make_normal(each)
