@@ -33,7 +33,7 @@ class Bench:
     def __init__(self, options, host):
         self.options, self.host = options, host
         self.store = store.Store(store.cache_folder(), options.fresh)
-        self.judge, self.weights, self.subjects, self.measured = Judge(), weights_mark(), {}, {}
+        self.judge, self.subjects, self.measured = Judge(), {}, {}
 
     def subject(self, generator):
         if generator not in self.subjects:
@@ -41,7 +41,7 @@ class Bench:
         return self.subjects[generator]
 
     def _key(self, generator, setup, found):
-        return ("effects 1", generator, self.weights, repr(replace(setup, label="")), setup.sources, self.options.steps, SCHEDULER,
+        return ("effects 1", generator, weights_mark(generator), repr(replace(setup, label="")), setup.sources, self.options.steps, SCHEDULER,
                 [(c.prompt, c.seed, c.extra, c.forbidden) for c in found], len({c.prompt for c in found}))
 
     def sample(self, generator, setup):
@@ -72,9 +72,9 @@ class Bench:
         self.measured[name] = Measured(subject, self.judge, setup, found, torch.stack([latents[c] for c in found]), [evaluations[c] for c in found])
         return self.measured[name]
 
-    def about(self, **more):
+    def about(self, generator):
         o = self.options
-        return {"host": self.host, "prompts": o.prompts, "seeds": o.seeds, "steps": o.steps, "scheduler": SCHEDULER, "weights": self.weights, **more}
+        return {"host": self.host, "prompts": o.prompts, "seeds": o.seeds, "steps": o.steps, "scheduler": SCHEDULER, "weights": weights_mark(generator)}
 
     def generators(self):
         """Those asked for that this host can run."""
@@ -123,7 +123,7 @@ class Bench:
                 metrics, rows, captions = self.method(entry, generator)
                 if not metrics:
                     continue
-                store.write_json(path, store.merge(store.read_json(path), node_id, generator, metrics, self.about()))
+                store.write_json(path, store.merge(store.read_json(path), node_id, generator, metrics, self.about(generator)))
                 sheets += [(f"{generator}: {label}", pictures) for label, pictures in rows]
             if sheets:
                 sheet.save(sheet.sheet(sheets, captions), self.options.out / f"{node_id}.png")
@@ -144,7 +144,7 @@ class Bench:
                 sheets.append((f"{generator}: w = {w:g}", m.pictures[:COLUMNS]))
             best = max(scales, key=lambda w: scales[w]["accuracy"]["value"])
             parameters = sum(p.numel() for p in self.subject(generator).model.model.diffusion_model.parameters())
-            result = {"about": self.about(), "parameters": parameters, "scales": scales, "best_w": float(best), "accuracy_w1": scales["1"]["accuracy"],
+            result = {"about": self.about(generator), "parameters": parameters, "scales": scales, "best_w": float(best), "accuracy_w1": scales["1"]["accuracy"],
                       "accuracy_best": scales[best]["accuracy"], "wanted": WANTED}
             store.write_json(path, {**store.read_json(path), generator: result})
         sheet.save(sheet.sheet(sheets, captions), self.options.out / "models.png")

@@ -67,10 +67,10 @@ def groups_of(found, size):
     return [b[i:i + size] for b in by.values() for i in range(0, len(b), size)]
 
 
-def weights_mark():
-    """A short text that changes when the bundled weights do."""
+def weights_mark(generator):
+    """A short text that changes when the weights that a generator's pictures come from do."""
     digest = hashlib.sha256()
-    for path in sorted(Path(FOLDER).glob("*.safetensors")):
+    for path in sorted(Path(FOLDER) / f"{name}.safetensors" for name in (generator, "text", "latents")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
