@@ -160,6 +160,9 @@ class Server:
         common = ["--listen", "127.0.0.1", "--port", str(self.port)] + (["--cpu"] if self.cpu else [])
         if self.kind == "pypi":
             env["PYTHONPATH"] = str(self.path)
+            models = self.base / "huggingface"      # its nodes that list downloaded models fail where there is no such folder
+            models.mkdir(exist_ok=True)
+            env.setdefault("HF_HUB_CACHE", str(models))
             entry = ["-c", "from comfy.cmd.main import entrypoint; entrypoint()"]
             return [self.python, *entry, *common, "--cwd", str(self.base), "--disable-known-models", *self.arguments], env
         try:

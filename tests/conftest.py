@@ -191,7 +191,7 @@ def complaints(log: str, places: dict) -> list[str]:
     a folder such as ~/.cache/lodestar must not make every line ours."""
     log = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", log)
     for path, name in sorted(places.items(), key=lambda p: -len(str(p[0]))):
-        log = log.replace(str(path), name)
+        log = re.sub(re.escape(str(path)) + r"(?![\w-]|\.\w)", lambda _, name=name: name, log)      # whole folders: /x/lodestar is not a part of /x/lodestar-home
     ours = re.compile(r"lodestar|<pack>", re.I)
     bad = re.compile(r"warn|error|traceback|failed|cannot|exception|deprecat|skip |conflict|invalid", re.I)
     found, block = [], []

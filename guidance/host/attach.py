@@ -1,6 +1,9 @@
 """Putting a method on a MODEL."""
+import dataclasses
+
 from ..engine import Pipeline
 from ..layers import select
+from ..method import ModelRef, Prompt
 from . import features
 
 KEY = "lodestar"
@@ -35,15 +38,21 @@ def attach(patcher, method):
 
 def models_of(pipeline):
     """The other MODELs that the methods of a pipeline refer to, each once, as ModelRefs."""
-    import dataclasses
+    return _wired(pipeline, "MODEL", ModelRef)
 
-    from ..method import ModelRef
+
+def prompts_of(pipeline):
+    """The conditionings that the methods of a pipeline bring, each once, as Prompts."""
+    return _wired(pipeline, "CONDITIONING", Prompt)
+
+
+def _wired(pipeline, kind, reference):
     found = []
     for method in pipeline.methods:
         for f in dataclasses.fields(method):
             value = getattr(method, f.name)
-            if f.metadata.get("socket") == "MODEL" and value is not None:
-                found.append(value if isinstance(value, ModelRef) else ModelRef(value))
+            if f.metadata.get("socket") == kind and value is not None and not isinstance(value, str):
+                found.append(value if isinstance(value, reference) else reference(value))
     return list(dict.fromkeys(found))
 
 

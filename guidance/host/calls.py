@@ -95,6 +95,7 @@ class Session:
         self._branches, self._selected, self._prompts = {}, {}, {}
         self._geometry = None
         self.peers = {}
+        self.converted = {}      # {Prompt: entries} of the methods' own prompts, their hooks registered
 
     @property
     def model(self):
@@ -133,7 +134,8 @@ class Session:
                                  f"Use a guider with a {prompt} conditioning (CFGGuider or KSampler).")
             return conds
         if prompt not in self._prompts:
-            self._prompts[prompt] = self.process(self.model, prompt.cond)
+            ready = self.converted.get(prompt)
+            self._prompts[prompt] = self.process(self.model, prompt.cond if ready is None else ready, converted=ready is not None)
         return self._prompts[prompt]
 
     def process(self, model, conditioning, converted=False):
@@ -143,7 +145,8 @@ class Session:
         entries = [dict(c) for c in conditioning] if converted else comfy.sampler_helpers.convert_cond(conditioning)
         for entry in entries:
             entry.setdefault("uuid", uuid.uuid4())
-            entry.pop("hooks", None)
+            if not converted or model is not self.model:
+                entry.pop("hooks", None)      # registered with the sampled model only
         noise, latent, mask, seed = (self.arguments[k] for k in ("noise", "latent_image", "denoise_mask", "seed"))
         device = self.guider.model_patcher.load_device
         if latent is not None and torch.count_nonzero(latent) > 0:

@@ -14,7 +14,7 @@ from .. import engine
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE
 from . import attention_hooks, features
-from .attach import KEY, models_of
+from .attach import KEY, models_of, prompts_of
 from .calls import OPTION, Call, Session
 
 _HOOK = "lodestar_legacy"
@@ -193,5 +193,8 @@ def _check(pipeline):
         if getattr(method, "route", "none") != "none":
             raise ValueError(f"{method.title}: route = {method.route!r} needs a backward pass through the network, which this ComfyUI (before December 2024) "
                              "cannot give. Choose route = none, or update ComfyUI.")
+    for prompt in prompts_of(pipeline):
+        if any("control" in c[1] or "gligen" in c[1] for c in prompt.cond):
+            raise ValueError("A guidance node's own prompt with a ControlNet needs a newer ComfyUI (December 2024 or later). Take the ControlNet off it.")
     if models_of(pipeline):
         raise ValueError("Guidance with a second MODEL needs a newer ComfyUI (December 2024 or later): this one cannot load two models for one sampling run.")

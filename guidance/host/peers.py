@@ -57,17 +57,17 @@ def _resolve(main, ref):
 
 
 @contextlib.contextmanager
-def loaded(session):
-    """Makes the run's other models ready: their patchers are loaded with the sampled model and cleaned up at the end."""
+def loaded(session, carried=()):
+    """Makes the run's other models ready: their patchers, and those `carried` by prompts, are loaded with the sampled model and cleaned up at the end."""
     main = session.guider.model_patcher
     refs = models_of(session.run.pipeline)
-    if not refs:
+    if not refs and not carried:
         yield
         return
     for ref in refs:
         session.peers[ref] = Peer(_resolve(main, ref), main)
     extra = [p.patcher for p in session.peers.values() if p.patcher.model is not main.model]
-    main.set_additional_models(KEY, extra)      # the host loads them together with the sampled model
+    main.set_additional_models(KEY, [*extra, *carried])      # the host loads them together with the sampled model
     try:
         yield
     finally:

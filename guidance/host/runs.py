@@ -8,7 +8,7 @@ import torch
 from .. import engine
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE, Branch
-from . import attention_hooks, features, gradients, peers
+from . import attention_hooks, features, gradients, peers, prompts
 from .attach import KEY
 from .calls import OPTION, Call, Session
 
@@ -38,7 +38,7 @@ def outer_sample(executor, *args, **kwargs):
     session = Session(run, guider, arguments)
     guider.model_options[SESSION] = session
     try:
-        with peers.loaded(session):
+        with prompts.prepared(session) as carried, peers.loaded(session, carried):
             out = executor(*args, **kwargs)
         attention_hooks.check_run(session)
         run.report.finished = True
