@@ -3,7 +3,7 @@
     python -m demo.train_generator unet|dit --host PATH_OF_COMFYUI --out demo/weights --state DIR --minutes 90
 
 Resumable: --state keeps weights, averages, optimisers and the step (safetensors and JSON). The learning rate is constant and falls to zero over
-the last `--decay` part of the budget; a run resumed after that goes on from the state saved before the fall.
+the last `--decay` part of the budget. A run that ended as planned is resumed from the state before the fall (`trunk`), one that was stopped from its newest state.
 An auxiliary read-out predicts each cell's colours and shapes from a middle layer; it shortens training and is thrown away.
 """
 import argparse
@@ -158,13 +158,14 @@ class Run:
             json.dump({"step": self.step, "seconds": self.seconds, "log": self.log}, f)
 
     def load(self):
-        """Resumes from the newest state; one that was saved after the learning rate fell is passed over for the trunk."""
-        for name in ("trunk", "state"):
-            path = os.path.join(self.folder, f"{self.kind}-{name}")
-            if os.path.exists(path + ".safetensors"):
-                break
-        else:
+        """Resumes from the trunk where the last run ended as planned (its `final` is newer than its `state`), else from the newest state."""
+        def age(name):
+            path = os.path.join(self.folder, f"{self.kind}-{name}.safetensors")
+            return os.path.getmtime(path) if os.path.exists(path) else -1.0
+        name = "trunk" if age("trunk") >= 0 and age("final") >= age("state") else "state"
+        if age(name) < 0:
             return False
+        path = os.path.join(self.folder, f"{self.kind}-{name}")
         tensors = load_file(path + ".safetensors")
 
         def part(prefix):
