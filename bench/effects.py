@@ -168,9 +168,8 @@ def write_effects_page(out):
     """effects.md from effects.json."""
     data = store.read_json(out / "effects.json")
     lines = ["# Effects", "", "Written by `./scripts/bench effects`.", ""]
-    abouts = {repr(sorted(a.items())): a for a in data.get("about", {}).values()}
-    for about in abouts.values():
-        lines += [INTRO.format(held_out=1024, **{k: about[k] for k in ("host", "prompts", "seeds", "steps", "scheduler")})]
+    lines += dict.fromkeys(INTRO.format(held_out=1024, **{k: about[k] for k in ("host", "prompts", "seeds", "steps", "scheduler")})
+                           for about in data.get("about", {}).values())
     for node_id, generators in sorted(data.get("methods", {}).items()):
         lines += [f"## {node_id.removeprefix('Lodestar')}", "", f"![]({node_id}.png)", ""]
         rows = []
