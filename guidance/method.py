@@ -170,6 +170,7 @@ class Branch:
 
     prompt: "positive", "negative" or a Prompt. edits: attention edits of this branch alone (guidance.attention.edits).
     model: another MODEL. sigma_factor: the network is told sigma * factor. transform: a frozen callable x -> x' applied to the network's input.
+    source: what the rows hold in place of x (guidance.attention.sources.Source): a branch that is evaluated for what attention sees of it, not for its prediction.
     """
 
     prompt: Any = "positive"
@@ -177,6 +178,7 @@ class Branch:
     model: ModelRef | None = None
     sigma_factor: float = 1.0
     transform: Any = None
+    source: Any = None
 
 
 POSITIVE, NEGATIVE = Branch(), Branch("negative")

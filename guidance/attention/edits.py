@@ -2,11 +2,12 @@
 
 An edit is a frozen dataclass with a layer selector. It sees one attention call of the rows it is meant for, as
 q, k, v [rows, heads, tokens, head_dim] after all projections and rotations, and returns [rows, heads, tokens, head_dim], the head outputs
-before the output projection. `attend(q, k, v)` is the next edit's or the network's own attention.
+before the output projection. `attend(q, k, v)` is the next edit's or the network's own attention; `attend(q, k, v, bias)` adds a bias to the logits of the latter.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 
@@ -16,7 +17,8 @@ class Site:
 
     kind: "self", "cross" or "joint". layer: guidance.layers.Layer. height, width: the token grid of the image (None where it is unknown).
     text: slice of the text tokens of a joint call (None else). image: slice of the image tokens of q. extra: what the edit asked the host to append
-    (e.g. negative tokens of a cross-attention), by edit.
+    (e.g. negative tokens of a cross-attention), by edit. batch: rows of one prompt, the pictures of the batch; the rows are a multiple of it, prompt by prompt.
+    shared: {Branch: Shared} of the edits' references at this layer. partial: whether `attend` takes a part of the queries or rows.
     """
 
     kind: str
@@ -27,14 +29,32 @@ class Site:
     image: slice = field(default_factory=lambda: slice(None))
     extra: Any = None
     step: Any = None
+    batch: int = 1
+    shared: Any = None
+    partial: bool = True
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What an edit sees of a reference branch at its own layer: the picture's queries, keys and values [batch, heads, tokens, head_dim]; the text's are left out."""
+
+    q: Any
+    k: Any
+    v: Any
 
 
 @dataclass(frozen=True)
 class AttentionEdit:
-    """Base of all edits. `layers` is a selector of guidance.layers ("" = the edit's own default per architecture)."""
+    """Base of all edits. `layers` is a selector of guidance.layers ("" = the edit's own default per architecture).
+
+    reach: whose rows a method's edit acts on: those of the "positive" prompt, of the "negative", or "all" of them (branches on another MODEL excepted).
+    references: Branches with a source, whose queries, keys and values the edit finds in `site.shared`.
+    """
 
     layers: str = ""
     kinds = ("self", "joint")
+    reach = "positive"
+    references = ()
 
     def __deepcopy__(self, memo):
         return self
@@ -49,11 +69,30 @@ class AttentionEdit:
 
 def chain(edits, site, attend):
     """One function (q, k, v) -> out that runs the edits, the first one outermost."""
-    call = attend
+    call, own = attend, site
     for edit in reversed(edits):
-        def call(q, k, v, edit=edit, inner=call):
-            return edit.apply(site, q, k, v, inner)
+        def call(q, k, v, bias=None, edit=edit, inner=call, site=own):
+            return edit.apply(site, q, k, v, inner if bias is None else partial(_biased, inner, bias))
+        own = replace(site, partial=False)      # an edit further in counts on all queries
     return call
+
+
+def _biased(inner, outer_bias, q, k, v, bias=None):
+    return inner(q, k, v, outer_bias if bias is None else add_bias(outer_bias, bias))
+
+
+def fit_bias(bias, keys, queries=None):
+    """A bias [.., queries or 1, n] over the first n keys, with nothing added to those that an edit further in has appended."""
+    import torch.nn.functional as F
+    missing = keys - bias.shape[-1]
+    bias = F.pad(bias, (0, missing)) if missing > 0 else bias
+    return bias if queries is None else bias.expand(*bias.shape[:-2], queries, -1)
+
+
+def add_bias(a, b):
+    """The sum of two biases, one of which may know of more keys."""
+    keys = max(a.shape[-1], b.shape[-1])
+    return fit_bias(a, keys) + fit_bias(b, keys)
 
 
 def apply_rows(groups, q, k, v, attend, site):
@@ -68,10 +107,14 @@ def apply_rows(groups, q, k, v, attend, site):
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
-        base = lambda q_, k_, v_, start=start, stop=stop: attend(q_, k_, v_, start, stop)
+        base = partial(_of_rows, attend, start, stop)
         run = chain(edits, site, base) if edits else base
         parts.append(run(q[rows], k[rows], v[rows]))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _of_rows(attend, start, stop, q, k, v, bias=None):
+    return attend(q, k, v, start, stop) if bias is None else attend(q, k, v, start, stop, bias)
 
 
 def merge_groups(labels, size):

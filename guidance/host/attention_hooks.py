@@ -4,9 +4,12 @@ Everything is put into the options of one call, chained in front of what others 
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from ..attention.edits import Site, apply_rows
+from ..attention.edits import Site, apply_rows, fit_bias
+from . import references
 from .features import wrappers
 from .shadow import Appended, Shadow
 
@@ -93,10 +96,12 @@ def _subset(extra, start, stop, rows):
     return out
 
 
-def _plain(q, k, v, extra):
-    """The host's own attention, as a U-Net block without a replacement runs it."""
+def _plain(q, k, v, extra, bias=None):
+    """The host's own attention, as a U-Net block without a replacement runs it; with a bias on the logits where an edit adds one."""
     from comfy.ldm.modules.attention import optimized_attention
     options = {"transformer_options": extra} if "uuids" in extra else {}
+    if bias is not None:
+        options["mask"] = fit_bias(bias, k.shape[1], q.shape[1]).to(q.dtype)
     return optimized_attention(q, k, v, extra["n_heads"], attn_precision=extra.get("attn_precision"), **options)
 
 
@@ -135,20 +140,24 @@ def _unet_replacement(call, layer, kind, previous):
             appended[edit] = (k[:, -n:], v[:, -n:])
             k, v = k[:, :-n], v[:, :-n]
 
-        def attend(q_, k_, v_, start, stop):
+        def attend(q_, k_, v_, start, stop, bias=None):
             narrowed = _subset(extra, start, stop, rows)
+            if bias is not None:        # replacements of other packs take none
+                return _plain(q_, k_, v_, narrowed, bias)
             return (previous or _plain)(q_, k_, v_, narrowed)
 
         shape = extra.get("activations_shape")
         if _temporal(call, q, layer, kind, extra):
             return (previous or _plain)(q, k, v, extra)
         groups = call.groups(extra, rows, layer, kind)
+        seen = references.attention(call, extra, layer, kind, *(_heads(t, heads) for t in (q, k, v)))
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        site = Site(kind, layer, shape[-2] if shape else None, shape[-1] if shape else None, None, slice(None), None, call.step)
+        site = Site(kind, layer, shape[-2] if shape else None, shape[-1] if shape else None, None, slice(None), None, call.step,
+                    batch=rows // len(call.roles(extra)), shared=seen)
 
-        def attend_heads(q_, k_, v_, start, stop):
-            return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop), heads)
+        def attend_heads(q_, k_, v_, start, stop, bias=None):
+            return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop, bias), heads)
 
         qh, kh, vh = (_heads(t, heads) for t in (q, k, v))
         extras = {e: tuple(_heads(t, heads) for t in pair) for e, pair in appended.items()}
@@ -158,19 +167,17 @@ def _unet_replacement(call, layer, kind, previous):
 
 
 def _with_extra(site, extras, plain):
-    from dataclasses import replace
     return replace(site, extra={"tokens": extras, "plain": plain})
 
 
 def _rows(groups, q, k, v, attend, site):
     """apply_rows with the appended tokens cut to each group's rows."""
-    from dataclasses import replace
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
         cut = {e: (a[rows], b[rows]) for e, (a, b) in site.extra["tokens"].items()}
         local = replace(site, extra={**site.extra, "tokens": cut})
-        shift = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b)
+        shift = lambda q_, k_, v_, a, b, bias=None, start=start: attend(q_, k_, v_, start + a, start + b, bias)
         parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -321,7 +328,15 @@ class _Attention:
         mask = self.mask
         if mask is not None and mask.ndim >= 3 and mask.shape[0] == self.rows and (start, stop) != (0, self.rows):
             mask = mask[start:stop]
+        if mask is not None and 1 < mask.shape[-1] < k.shape[2]:      # keys that an edit appended are open
+            missing = k.shape[2] - mask.shape[-1]
+            mask = torch.cat((mask, mask.new_full((*mask.shape[:-1], missing), mask.dtype == torch.bool)), -1)
         if extra_mask is not None:
+            extra_mask = fit_bias(extra_mask, k.shape[2], q.shape[2]).to(q.dtype)
+            if mask is not None and mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+            if mask is not None and mask.ndim == 3:
+                mask = mask.unsqueeze(1)
             mask = extra_mask if mask is None else mask + extra_mask
         return self._call(q, k, v, mask, _subset(self.options, start, stop, self.rows) if self.rows == self.main else self.options)
 
@@ -368,9 +383,15 @@ def _override(call, previous):
         refine = site is None and shadow is not None and net["prelude"] == "text"
         groups = [] if site is None else call.groups(options, main, place["layer"], site.kind)
         edited = any(edits for _, _, edits in groups)
-        if not (edited or text or refine or (site is not None and shadow is not None)):
+        looked = site is not None and call.references and references.wanted_at(call, place["layer"], site.kind)
+        if not (edited or looked or text or refine or (site is not None and shadow is not None)):
             return base(*args, **kwargs)
         attention = _Attention(base, args, kwargs, options, main)
+        if site is not None:
+            seen = references.attention(call, options, place["layer"], site.kind, attention.q, attention.k, attention.v, site.image) if looked else {}
+            site = replace(site, batch=main // len(call.roles(options)), shared=seen, partial=attention.mask is None)
+            if looked and not edited and not text and shadow is None:
+                return base(*args, **kwargs)
         if edited:
             if site.kind == "self" and q_tokens != k_tokens:
                 raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {site.layer} in parts (guides of different strength); "

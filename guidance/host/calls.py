@@ -8,6 +8,7 @@ import torch
 from ..attention.edits import merge_groups
 from ..layers import select
 from ..method import NEGATIVE, POSITIVE
+from .references import entry_of
 
 OPTION = "lodestar_call"
 
@@ -23,6 +24,8 @@ class Call:
         self.main_done = False
         self.combined = False
         self.negative_seen = False
+        # references (guidance.host.references): what is kept of them, how many chunks are still to be evaluated, whether they are evaluated ahead, the call's options
+        self.bank, self.expected, self.ahead, self.options = {}, 0, False, None
 
     # conditionings
 
@@ -30,6 +33,8 @@ class Call:
         """The conditioning list of a branch: copies of its prompt's entries under uuids of their own (step caches file by uuid)."""
         session = self.session
         source = session.prompt_conds(branch.prompt)
+        if branch.source is not None:
+            source = [entry_of(source, float(self.step.sigma.flatten()[0]))]
         out = []
         for entry in source:
             entry = dict(entry)
@@ -44,7 +49,9 @@ class Call:
         if branch is None:
             return ()
         own = branch.edits
-        return own + self.plan.edits if branch.prompt == "positive" and branch.model is None else own
+        if branch.source is not None or branch.model is not None:
+            return own
+        return own + tuple(e for e in self.plan.edits if e.reach in (branch.prompt, "all"))
 
     @property
     def edited(self):
@@ -53,6 +60,11 @@ class Call:
         for branch in self.plan.branches:
             found += [e for e in branch.edits if e not in found]
         return tuple(dict.fromkeys(found))
+
+    @property
+    def references(self):
+        """The branches that any edit of this call looks at."""
+        return tuple(dict.fromkeys(b for edit in self.edited for b in edit.references))
 
     # rows
 
@@ -95,6 +107,7 @@ class Session:
         self._branches, self._selected, self._prompts = {}, {}, {}
         self._geometry = None
         self.peers = {}
+        self.references, self.references_first = {}, False      # latents and noise of references; whether they cannot share the others' network calls
         self.converted = {}      # {Prompt: entries} of the methods' own prompts, their hooks registered
 
     @property

@@ -80,6 +80,9 @@ class Hooks:
         self.last = level
         step = self.session.run.step(x, sigma)
         self.call = _Call(self.session, engine.plan(self.session.run, step, _PROBE), step)
+        if self.call.references:
+            raise ValueError(f"{next(type(e).__name__ for e in self.call.edited if e.references)}: attention to a reference picture needs a newer ComfyUI (December 2024 or later); this one cannot "
+                             "evaluate the reference beside the prompts. Without a reference.")
 
     def network(self, apply, args):
         """Around each network call: our edits for its rows, and no rows for a negative prompt that a gate has switched off."""

@@ -8,7 +8,7 @@ import torch
 from .. import engine
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE, Branch
-from . import attention_hooks, features, gradients, peers, prompts
+from . import attention_hooks, features, gradients, peers, prompts, references
 from .attach import KEY
 from .calls import OPTION, Call, Session
 
@@ -107,6 +107,7 @@ def _evaluate(executor, call, x, timestep, model_options, seed, guider, scale):
     plan, session = call.plan, call.session
     options = _with_call(model_options, call)
     attention_hooks.install(call, options)
+    call.options = options
     if plan.wants_negative:
         options["disable_cfg1_optimization"] = True
     if plan.rule is not None and plan.w != 1.0:
@@ -172,7 +173,7 @@ def calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     if call is None or call.main_done or model is not call.session.model:
         return executor(model, conds, x_in, timestep, model_options)
     call.main_done = True
-    extra = [call.conds_of(branch) for branch in call.batched]
+    extra = [call.conds_of(branch) for branch in (*call.batched, *references.begin(call, conds, timestep, model_options))]
     out = executor(model, list(conds) + extra, x_in, timestep, model_options)
     guider = call.session.guider
     for entries, prediction in zip(conds, out):
@@ -196,6 +197,8 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     # third-party patches know 0 (conditional) and 1 (unconditional) only
     options["cond_or_uncond"] = [c if c < 2 or r is None else (1 if r.prompt == "negative" else 0) for c, r in zip(chunks, roles)]
     options["lodestar_net"] = {"shape": tuple(x.shape), "rows": x.shape[0]}
+    if call.references:
+        x = references.enter(call, options, x, t, roles)
     _no_step_cache_for_newcomers(options)
     report = call.session.run.report
     with call.session.run.lock:
@@ -226,4 +229,6 @@ def _kind(role):
         return "positive"
     if role == NEGATIVE:
         return "negative"
+    if isinstance(role, Branch) and role.source is not None:
+        return "reference"
     return "branch" if isinstance(role, Branch) else "other"

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from ..attention.edits import apply_rows
+from ..attention.edits import add_bias, apply_rows
 
 
 def own_tokens(session, prompt, like):
@@ -43,6 +43,12 @@ def _pad_mask(mask, length, hidden):
     """An attention mask over text with more tokens in its last axis, hidden or not."""
     value = (-torch.inf if hidden else 0) if mask.is_floating_point() else (0 if hidden else 1)
     return torch.cat((mask, mask.new_full((*mask.shape[:-1], length - mask.shape[-1]), value)), -1)
+
+
+def _sum(mask, bias):
+    if mask is None or bias is None:
+        return bias if mask is None else mask
+    return add_bias(mask, bias)
 
 
 class Shadow:
@@ -95,7 +101,7 @@ class Shadow:
         """Hides the padding of a text stream that is shorter than the other; `begin` is where the text starts among the keys."""
         if length == self.lengths[2]:
             return None
-        mask = torch.zeros(1, 1, q.shape[2], k.shape[2], dtype=q.dtype, device=q.device)
+        mask = torch.zeros(1, 1, 1, k.shape[2], dtype=q.dtype, device=q.device)
         mask[..., begin + length: begin + self.lengths[2]] = float("-inf")
         return mask
 
@@ -117,15 +123,19 @@ class Shadow:
         n, rows = self.n, self.rows
         masks = [self._mask(q, k, length, self._begin(site.text)) if site.text is not None else None for length in self.lengths[:2]]
         own = [(a, b, tuple(e for e in edits if e != self.edit)) for a, b, edits in groups]
-        parts = []
-        for start, stop, edits in own:
+        local = replace(site, extra={"tokens": {}, "plain": None})
+
+        def run(start, stop, edits, mask):
             cut = slice(start, stop)
-            base = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b, masks[0])
-            parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, replace(site, extra={"tokens": {}, "plain": None})))
-        out = torch.cat(parts)
+            base = lambda q_, k_, v_, a, b, bias=None: attend(q_, k_, v_, start + a, start + b, _sum(mask, bias))
+            return apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, local)
+
+        out = torch.cat([run(start, stop, edits, masks[0]) for start, stop, edits in own])
         if site.kind != "joint":
             return torch.cat((out, out[rows]))
-        other = attend(q[n:], k[n:], v[n:], n, n + len(rows), masks[1]).clone()
+        # a shadow is its original with another text: the edits of the original act on it too
+        places = [(edits, [n + j for j, row in enumerate(rows) if start <= row < stop]) for start, stop, edits in own]
+        other = torch.cat([run(at[0], at[-1] + 1, edits, masks[1]) for edits, at in places if at]).clone()
         rest = slice(site.text.stop, None) if site.text.start == 0 else slice(0, site.text.start)     # the picture, and reference pictures
         image = out[rows][:, :, rest]
         if layer in call.session.selected(self.edit):
