@@ -19,6 +19,9 @@ class Site:
     text: slice of the text tokens of a joint call (None else). image: slice of the image tokens of q. extra: what the edit asked the host to append
     (e.g. negative tokens of a cross-attention), by edit. batch: rows of one prompt, the pictures of the batch; the rows are a multiple of it, prompt by prompt.
     shared: {Branch: Shared} of the edits' references at this layer. partial: whether `attend` takes a part of the queries or rows.
+    frames: how many frames the token grid has, one after the other (1 for pictures).
+    window: (left, top, width, height) in fractions of the picture that the grid spans: more than 1 where it is padded, a part where a prompt has an area.
+    prompt: slice of the keys that are the prompt's own tokens (a joint call's text may hold others beside them; None where it is unknown).
     """
 
     kind: str
@@ -32,6 +35,9 @@ class Site:
     batch: int = 1
     shared: Any = None
     partial: bool = True
+    frames: int = 1
+    window: tuple = (0.0, 0.0, 1.0, 1.0)
+    prompt: slice | None = None
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,15 @@ class AttentionEdit:
     """Base of all edits. `layers` is a selector of guidance.layers ("" = the edit's own default per architecture).
 
     reach: whose rows a method's edit acts on: those of the "positive" prompt, of the "negative", or "all" of them (branches on another MODEL excepted).
-    references: Branches with a source, whose queries, keys and values the edit finds in `site.shared`.
+    references: Branches with a source, whose queries, keys and values the edit finds in `site.shared`. any_text: whether it is meant for the rows of a second text
+    inside the network (a negative prompt in joint attention) as well.
     """
 
     layers: str = ""
     kinds = ("self", "joint")
     reach = "positive"
     references = ()
+    any_text = False
 
     def __deepcopy__(self, memo):
         return self

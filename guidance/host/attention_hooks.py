@@ -11,6 +11,7 @@ import torch
 from ..attention.edits import Site, apply_rows, fit_bias
 from . import references
 from .features import wrappers
+from .places import inside, prompt_of, unet_grid
 from .shadow import Appended, Shadow
 
 LAYER = "lodestar_layer"
@@ -146,15 +147,15 @@ def _unet_replacement(call, layer, kind, previous):
                 return _plain(q_, k_, v_, narrowed, bias)
             return (previous or _plain)(q_, k_, v_, narrowed)
 
-        shape = extra.get("activations_shape")
         if _temporal(call, q, layer, kind, extra):
             return (previous or _plain)(q, k, v, extra)
         groups = call.groups(extra, rows, layer, kind)
         seen = references.attention(call, extra, layer, kind, *(_heads(t, heads) for t in (q, k, v)))
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        site = Site(kind, layer, shape[-2] if shape else None, shape[-1] if shape else None, None, slice(None), None, call.step,
-                    batch=rows // len(call.roles(extra)), shared=seen)
+        height, width, window = unet_grid(extra, q.shape[1])
+        site = Site(kind, layer, height, width, None, slice(None), None, call.step, batch=rows // len(call.roles(extra)), shared=seen, window=window,
+                    prompt=slice(0, k.shape[1]) if kind == "cross" else None)
 
         def attend_heads(q_, k_, v_, start, stop, bias=None):
             return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop, bias), heads)
@@ -162,24 +163,26 @@ def _unet_replacement(call, layer, kind, previous):
         qh, kh, vh = (_heads(t, heads) for t in (q, k, v))
         extras = {e: tuple(_heads(t, heads) for t in pair) for e, pair in appended.items()}
         site = _with_extra(site, extras, lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads))
-        return _flat(_rows(groups, qh, kh, vh, attend_heads, site))
+        return _flat(_rows(groups, qh, kh, vh, attend_heads, site, call, extra))
     return run
+
 
 
 def _with_extra(site, extras, plain):
     return replace(site, extra={"tokens": extras, "plain": plain})
 
 
-def _rows(groups, q, k, v, attend, site):
-    """apply_rows with the appended tokens cut to each group's rows."""
+def _rows(groups, q, k, v, attend, site, call, options):
+    """apply_rows with the appended tokens cut to each group's rows, and the grid to the part of the picture that they show."""
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
         cut = {e: (a[rows], b[rows]) for e, (a, b) in site.extra["tokens"].items()}
-        local = replace(site, extra={**site.extra, "tokens": cut})
+        local = replace(site, extra={**site.extra, "tokens": cut}, window=inside(site.window, call.window_at(options, start, q.shape[0])))
         shift = lambda q_, k_, v_, a, b, bias=None, start=start: attend(q_, k_, v_, start + a, start + b, bias)
         parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
 
 
 # DiTs
@@ -266,13 +269,20 @@ def _grid(geometry, shape):
 
 def _site(call, place, net, q_tokens, k_tokens):
     """The Site of an attention call, None where it is not one we know."""
+    from dataclasses import replace
     geometry, layer = call.session.geometry, place["layer"]
     frames, height, width = _grid(geometry, net["shape"])
     tokens = frames * height * width
     if geometry.family in JOINT_FAMILIES:
-        return _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
-    kind = _kind(layer, place, net, k_tokens)
-    return None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step)
+        site = _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
+    else:
+        kind = _kind(layer, place, net, k_tokens)
+        length = net["appended"].length if net.get("appended") is not None else k_tokens
+        site = None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step, prompt=slice(0, length) if kind == "cross" else None)
+    if site is None:
+        return None
+    _, ph, pw = geometry.patch
+    return replace(site, frames=frames, window=(0.0, 0.0, width * pw / net["shape"][-1], height * ph / net["shape"][-2]))
 
 
 def _kind(layer, place, net, k_tokens):
@@ -299,7 +309,9 @@ def _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width):
         return None
     begin = (text if geometry.text_first else 0) + (others if geometry.image_last else 0)
     where = slice(0, text) if geometry.text_first else slice(q_tokens - text, q_tokens)
-    return Site("joint", layer, height, width, where, slice(begin, begin + tokens), None, call.step)
+    prompt = prompt_of(call, where, net["text_tokens"]) if net.get("text_tokens") else None
+    return Site("joint", layer, height, width, where, slice(begin, begin + tokens), None, call.step, prompt=prompt)
+
 
 
 class _Attention:
@@ -416,7 +428,7 @@ def _dispatch(call, attention, site, groups, shadow, appended, refine):
     site = _with_extra(site, pairs, attention.plain)
     if shadow is not None:
         return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
-    return _rows(groups, q, k, v, attention.attend, site)
+    return _rows(groups, q, k, v, attention.attend, site, call, attention.options)
 
 
 def shadow_rows(call, options, x, roles):
@@ -457,8 +469,8 @@ def _network(session):
 def expected(call, options):
     """{(edit, layer)} of the edits that the rows of a network call carry, on the layers that hold attention of their kinds."""
     pairs = set()
-    for role in call.roles(options):
-        for edit in call.edits_of(role):
+    for edits, _ in call.chunks(options):
+        for edit in edits:
             pairs.update((edit, layer) for layer in call.session.selected(edit) if set(edit.kinds) & set(layer.attentions))
     return pairs
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from ..attention.edits import add_bias, apply_rows
+from .places import inside, prompt_of
 
 
 def own_tokens(session, prompt, like):
@@ -107,10 +108,7 @@ class Shadow:
 
     def _begin(self, text):
         """Where the prompt's tokens start in the text of a joint call, which may hold registers or other encoders' tokens too."""
-        model = self.call.session.model.diffusion_model
-        first = self.call.session.geometry.family == "lumina" or (
-            getattr(model, "byt5_in", None) is not None and getattr(model, "cond_type_embedding", None) is None)
-        return text.start if first else text.stop - self.lengths[2]
+        return prompt_of(self.call, text, self.lengths[2]).start
 
     def refine(self, q, k, v, attend):
         """Attention among text tokens alone, before the blocks: the padding of each stream stays hidden."""
@@ -123,19 +121,19 @@ class Shadow:
         n, rows = self.n, self.rows
         masks = [self._mask(q, k, length, self._begin(site.text)) if site.text is not None else None for length in self.lengths[:2]]
         own = [(a, b, tuple(e for e in edits if e != self.edit)) for a, b, edits in groups]
-        local = replace(site, extra={"tokens": {}, "plain": None})
 
-        def run(start, stop, edits, mask):
+        def run(start, stop, row, edits, mask):
             cut = slice(start, stop)
             base = lambda q_, k_, v_, a, b, bias=None: attend(q_, k_, v_, start + a, start + b, _sum(mask, bias))
+            local = replace(site, extra={"tokens": {}, "plain": None}, window=inside(site.window, call.window_at(self.options, row, n)))
             return apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, local)
 
-        out = torch.cat([run(start, stop, edits, masks[0]) for start, stop, edits in own])
+        out = torch.cat([run(start, stop, start, edits, masks[0]) for start, stop, edits in own])
         if site.kind != "joint":
             return torch.cat((out, out[rows]))
-        # a shadow is its original with another text: the edits of the original act on it too
-        places = [(edits, [n + j for j, row in enumerate(rows) if start <= row < stop]) for start, stop, edits in own]
-        other = torch.cat([run(at[0], at[-1] + 1, edits, masks[1]) for edits, at in places if at]).clone()
+        # a shadow is its original with another text: the original's edits that have nothing to do with its text act on it too
+        places = [(start, tuple(e for e in edits if e.any_text), [n + j for j, row in enumerate(rows) if start <= row < stop]) for start, stop, edits in own]
+        other = torch.cat([run(at[0], at[-1] + 1, start, edits, masks[1]) for start, edits, at in places if at]).clone()
         rest = slice(site.text.stop, None) if site.text.start == 0 else slice(0, site.text.start)     # the picture, and reference pictures
         image = out[rows][:, :, rest]
         if layer in call.session.selected(self.edit):
