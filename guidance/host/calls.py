@@ -23,6 +23,7 @@ class Call:
         self.main_done = False
         self.combined = False
         self.negative_seen = False
+        self.live, self._picked = None, {}      # the options of the network call that runs; layers of the block edits at this step
 
     # conditionings
 
@@ -53,6 +54,32 @@ class Call:
         for branch in self.plan.branches:
             found += [e for e in branch.edits if e not in found]
         return tuple(dict.fromkeys(found))
+
+    # blocks
+
+    def blocks_of(self, branch):
+        """The block edits of a role, outermost first."""
+        if branch is None or branch.model is not None:
+            return ()
+        return branch.blocks + getattr(self.plan, "blocks", {}).get(branch.prompt, ())
+
+    @property
+    def blocked(self):
+        """Every block edit that any role of this call carries."""
+        found = [e for branch in self.plan.branches for e in branch.blocks] + [e for edits in getattr(self.plan, "blocks", {}).values() for e in edits]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def rotated(self):
+        """The attention edits of this call that need to know the rotary embedding."""
+        return tuple(e for e in self.edited if getattr(e, "unrotates", False))
+
+    def picked(self, edit):
+        """The layers that a block edit acts on at this step."""
+        if edit not in self._picked:
+            chosen = self.session.selected(edit)
+            self._picked[edit] = frozenset(edit.pick(tuple(x for x in self.session.geometry.layers if x in chosen), self.step))
+        return self._picked[edit]
 
     # rows
 
