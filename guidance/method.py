@@ -91,6 +91,7 @@ class Step:
     call: int = 0
     percent_to_sigma: Any = None
     seed: int | None = None
+    w: float | None = None      # the guidance scale of this call after the gates (1: the negative prompt is not evaluated for CFG), None before it is known
     host: Any = None      # the context of differentiable evaluations (guidance.host.gradients), None without a host
 
     @property
@@ -169,7 +170,8 @@ class Branch:
     """One prediction that a method asks for; equal branches of several methods are evaluated once.
 
     prompt: "positive", "negative" or a Prompt. edits: attention edits of this branch alone (guidance.attention.edits).
-    model: another MODEL. sigma_factor: the network is told sigma * factor. transform: a frozen callable x -> x' applied to the network's input.
+    model: another MODEL. sigma_factor: the network is told sigma * factor. transform: a frozen callable (step, x) -> x' applied to the network's input.
+    blocks: block edits of this branch alone (guidance.attention.blocks).
     source: what the rows hold in place of x (guidance.attention.sources.Source): a branch that is evaluated for what attention sees of it, not for its prediction.
     """
 
@@ -178,6 +180,7 @@ class Branch:
     model: ModelRef | None = None
     sigma_factor: float = 1.0
     transform: Any = None
+    blocks: tuple = ()
     source: Any = None
 
 
@@ -235,8 +238,12 @@ class Steer(Method):
 
 
 class Edit(Method):
-    """Edits attention of the positive prompt's rows, in every prediction that uses them."""
+    """Edits attention of the positive prompt's rows, in every prediction that uses them, or the blocks of a prompt's rows."""
 
     def edits(self, step):
         """The attention edits (guidance.attention.edits) active at this step."""
         return ()
+
+    def blocks(self, step):
+        """{"positive" or "negative": block edits (guidance.attention.blocks) of that prompt's rows} active at this step."""
+        return {}

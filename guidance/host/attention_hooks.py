@@ -302,16 +302,23 @@ def _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width):
         return None
     if q_tokens == net.get("image", tokens):         # image-only attention inside a joint block (SD3.5 medium)
         return Site("self", layer, height, width, None, slice(0, tokens), None, call.step)
+    slices = joint_slices(geometry, net, q_tokens, tokens)
+    if slices is None:
+        return None
+    prompt = prompt_of(call, slices[0], net["text_tokens"]) if net.get("text_tokens") else None
+    return Site("joint", layer, height, width, *slices, None, call.step, prompt=prompt)
+
+
+def joint_slices(geometry, net, count, tokens):
+    """Slices of the text and of the picture in a stream of `count` tokens that holds both, None where they do not fit."""
     padded = -(-tokens // geometry.multiple) * geometry.multiple
-    text = net.get("text") or (q_tokens - padded)
-    others = q_tokens - text - padded                # tokens of reference pictures
+    text = net.get("text") or (count - padded)
+    others = count - text - padded                   # tokens of reference pictures
     if text <= 0 or others < 0:
         return None
     begin = (text if geometry.text_first else 0) + (others if geometry.image_last else 0)
-    where = slice(0, text) if geometry.text_first else slice(q_tokens - text, q_tokens)
-    prompt = prompt_of(call, where, net["text_tokens"]) if net.get("text_tokens") else None
-    return Site("joint", layer, height, width, where, slice(begin, begin + tokens), None, call.step, prompt=prompt)
-
+    where = slice(0, text) if geometry.text_first else slice(count - text, count)
+    return where, slice(begin, begin + tokens)
 
 
 class _Attention:

@@ -27,6 +27,7 @@ class Call:
         self.negative_seen = False
         # references (guidance.host.references): what is kept of them, how many chunks are still to be evaluated, whether they are evaluated ahead, the call's options
         self.bank, self.expected, self.ahead, self.options = {}, 0, False, None
+        self.live, self._picked = None, {}      # the options of the network call that runs; layers of the block edits at this step
 
     # conditionings
 
@@ -67,6 +68,34 @@ class Call:
     def references(self):
         """The branches that any edit of this call looks at."""
         return tuple(dict.fromkeys(b for edit in self.edited for b in edit.references))
+
+    # blocks
+
+    def blocks_of(self, branch):
+        """The block edits of a role, outermost first."""
+        if branch is None or branch.model is not None:
+            return ()
+        if branch.source is not None:
+            return branch.blocks
+        return branch.blocks + getattr(self.plan, "blocks", {}).get(branch.prompt, ())
+
+    @property
+    def blocked(self):
+        """Every block edit that any role of this call carries."""
+        found = [e for branch in self.plan.branches for e in branch.blocks] + [e for edits in getattr(self.plan, "blocks", {}).values() for e in edits]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def rotated(self):
+        """The attention edits of this call that need to know the rotary embedding."""
+        return tuple(e for e in self.edited if getattr(e, "unrotates", False))
+
+    def picked(self, edit):
+        """The layers that a block edit acts on at this step."""
+        if edit not in self._picked:
+            chosen = self.session.selected(edit)
+            self._picked[edit] = frozenset(edit.pick(tuple(x for x in self.session.geometry.layers if x in chosen), self.step))
+        return self._picked[edit]
 
     # rows
 

@@ -8,7 +8,7 @@ import torch
 from .. import engine
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE, Branch
-from . import attention_hooks, features, gradients, peers, prompts, references
+from . import attention_hooks, block_hooks, features, gradients, peers, prompts, references
 from .attach import KEY
 from .calls import OPTION, Call, Session
 
@@ -41,6 +41,7 @@ def outer_sample(executor, *args, **kwargs):
         with prompts.prepared(session) as carried, peers.loaded(session, carried):
             out = executor(*args, **kwargs)
         attention_hooks.check_run(session)
+        block_hooks.check_run(session)
         run.report.finished = True
         return out
     finally:
@@ -107,6 +108,7 @@ def _evaluate(executor, call, x, timestep, model_options, seed, guider, scale):
     plan, session = call.plan, call.session
     options = _with_call(model_options, call)
     attention_hooks.install(call, options)
+    block_hooks.install(call, options)
     call.options = options
     if plan.wants_negative:
         options["disable_cfg1_optimization"] = True
@@ -206,10 +208,12 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
         report.evaluations += len(chunks)
         report.by_kind.update(_kind(r) for r in roles)
     shadow = attention_hooks.shadow_rows(call, options, x, roles) if c_crossattn is not None else None
-    if shadow is None:
-        out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    else:
-        out = executor(*shadow.expand(x, t, c_concat, c_crossattn, control, options), **shadow.expand_dict(kwargs))[:x.shape[0]]
+    network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None) or call.session.model.diffusion_model
+    with block_hooks.placed(call, options, network):
+        if shadow is None:
+            out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        else:
+            out = executor(*shadow.expand(x, t, c_concat, c_crossattn, control, options), **shadow.expand_dict(kwargs))[:x.shape[0]]
     attention_hooks.check_fired(call, options)
     return out
 
