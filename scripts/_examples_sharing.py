@@ -25,4 +25,39 @@ def _style(definitions, definition, name):
     return g
 
 
-OWN = {"LodestarStyleAligned": _style}
+def _reference(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Above with the node, below without, then the reference.", prompt="a green cross above a yellow square",
+                  model=STYLE_MODEL)
+    g = scene.graph
+    text = g.add("CLIPTextEncode", "Prompt of the reference", text=STYLE, clip=scene.clip)[0]
+    reference = scene.sample(positive=text, seed=SEED + 1, title="Makes the reference")
+    model = g.add(definition.node_id, model=scene.model, reference=reference, reference_prompt=text)[0]
+    scene.save(scene.sample(model, title="With the node"), name, "With the node")
+    scene.save(scene.sample(title="Without it"), f"{name}_without", "Without it")
+    scene.save(reference, f"{name}_reference", "The reference")
+    return g
+
+
+def inverted(scene, prompt):
+    """A picture of a prompt, encoded and inverted: (its text, the DDIM Inversion node)."""
+    g = scene.graph
+    text = g.add("CLIPTextEncode", "Prompt of the source", text=prompt, clip=scene.clip)[0]
+    picture = scene.decode(scene.sample(positive=text, title="Makes the source"))
+    g.add("SaveImage", "The source", images=picture, filename_prefix="lodestar/source")
+    encoded = g.add("VAEEncode", pixels=picture, vae=scene.vae)[0]
+    return text, g.add("LodestarDDIMInversion", model=scene.model, positive=text, latent_image=encoded, steps=STEPS)
+
+
+def _mutual(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: a picture is inverted, and drawn again under another prompt. Above with the node, below without.",
+                  prompt="a red circle and a blue square")
+    g = scene.graph
+    text, found = inverted(scene, "a red circle left of a blue square")
+    model = g.add(definition.node_id, model=scene.model, trajectory=found[3], reference_prompt=text)[0]
+    euler = g.add("KSamplerSelect", sampler_name="euler")[0]
+    scene.save(scene.custom(euler, found[2], found[1], model=model), name, "With the node")
+    scene.save(scene.custom(euler, found[2], found[1]), f"{name}_without", "Without it")
+    return g
+
+
+OWN = {"LodestarStyleAligned": _style, "LodestarReferenceAttention": _reference, "LodestarMutualSelfAttention": _mutual}

@@ -114,3 +114,21 @@ def same_grid(node, site, found, q):
     if found.q.shape[2] != own:
         raise BadInput(node, "layers", str(site.layer), f"The reference has {found.q.shape[2]} tokens there, the picture {own} (a prompt with an area of its own?). "
                        "This method needs both to cover the same grid.")
+
+
+def mask_at(mask, site, rows, like):
+    """A graph's MASK [n, height, width] on the token grid of a call: [rows, tokens] in [0, 1], the same for every frame; entry i of the batch has mask i or the single one."""
+    import torch.nn.functional as F
+
+    from .regions import _shares
+    left, top, wide, high = site.window
+    mask = mask.detach().to("cpu", torch.float32)
+    mask = mask[:, 0] if mask.ndim == 4 else mask[None] if mask.ndim == 2 else mask
+    down, across = _shares(site.height, top, high, mask.shape[1]), _shares(site.width, left, wide, mask.shape[2])
+    found = (down @ mask @ across.T).clamp(0, 1).flatten(1).repeat(1, site.frames)
+    if found.shape[0] not in (1, site.batch):
+        raise BadInput("mask", "mask", f"{found.shape[0]} masks", f"The batch has {site.batch}: give one mask for all pictures, or one for each.")
+    missing = like.shape[2] - found.shape[1]
+    if missing:
+        found = F.pad(found, (0, missing)) if missing > 0 else found[:, :like.shape[2]]
+    return found.expand(site.batch, -1).repeat(rows // site.batch, 1).to(like.device)

@@ -52,8 +52,9 @@ class StyleSharing(AttentionEdit):
 class StyleAligned(Edit):
     """Pictures that share the style of a reference picture: their self-attention sees its tokens too, under its statistics.
 
-    In self-attention, r the reference:  Q' = AdaIN(Q, Q_r),  K' = AdaIN(K, K_r),  out = softmax([Q' K'^T, Q' (key_scale K_r)^T + ln strength] / sqrt d) [V, V_r]
-    AdaIN(t, r) = (t - mean t) / std t * std r + mean r over tokens, per head and channel; `adain` a mixes it: t + a (AdaIN(t, r) - t), a <= strength.
+        AdaIN(t, r) = (t - mean t) / std t * std r + mean r        over tokens, per head and channel
+        Q' = Q + a (AdaIN(Q, Q_r) - Q),  K' likewise               r the reference, a = adain min(1, strength)
+        out = softmax([Q' K'^T, key_scale Q' K_r^T] / sqrt d + [0, ln strength]) [V, V_r]
 
     The reference is a latent that is noised to each step's level, or the trajectory of an inversion (the paper's way for real pictures). With neither connected it is the
     first picture of the batch: each entry is drawn in its style. Reference i serves entry i, a single one all.

@@ -4,7 +4,7 @@ import torch
 
 pytest.importorskip("torch")
 
-IDS = {"style": "LodestarStyleAligned"}
+IDS = {"style": "LodestarStyleAligned", "reference": "LodestarReferenceAttention", "mutual": "LodestarMutualSelfAttention"}
 NAMES = tuple(IDS)
 KINDS = ("unet", "flux")
 CASES = [pytest.param(n, k, marks=pytest.mark.method(IDS[n])) for n in NAMES for k in KINDS]
@@ -15,6 +15,8 @@ def lab(host):
     """Networks, prompts, a reference, and each method with values that act."""
     import lodestar.tests.tiny as tiny
     from lodestar.guidance import engine
+    from lodestar.guidance.attention.mutual import MutualSelfAttention
+    from lodestar.guidance.attention.reference_attention import ReferenceAttention
     from lodestar.guidance.attention.style_aligned import StyleAligned
     from lodestar.guidance.host.attach import attach
     from lodestar.guidance.host.features import wrappers
@@ -32,8 +34,12 @@ def lab(host):
     g = torch.Generator().manual_seed(9)
     lab.latent = {"samples": torch.randn(1, 4, 8, 8, generator=g)}
     lab.three = {"samples": torch.randn(3, 4, 8, 8, generator=g)}
-    lab.methods = {"style": lambda **k: StyleAligned(**{"reference": lab.latent, "strength": 1.5, **k})}
-    lab.off = {"style": {"strength": 0.0}}
+    lab.methods = {
+        "style": lambda **k: StyleAligned(**{"reference": lab.latent, "strength": 1.5, **k}),
+        "reference": lambda **k: ReferenceAttention(**{"reference": lab.latent, "strength": 1.5, "fidelity": 0.5, **k}),
+        "mutual": lambda **k: MutualSelfAttention(**{"reference": lab.latent, "start_percent": 0.0, "alpha": 0.7, **k}),
+    }
+    lab.off = {"style": {"strength": 0.0}, "reference": {"strength": 0.0}, "mutual": {"alpha": 0.0}}
 
     def run(patcher, positive=None, negative=None, **k):
         with torch.inference_mode():
@@ -42,6 +48,10 @@ def lab(host):
     lab.run = run
     lab.base = {kind: run(m, batch=3) for kind, m in lab.models.items()}
     return lab
+
+
+ROWS = {"style": 2, "reference": 1, "mutual": 2}      # rows of references beside those of the prompts
+AREAS = ("style", "reference")                        # methods that need no equal grids
 
 
 def usable(lab, kind):
@@ -96,11 +106,12 @@ def test_the_same_however_the_host_splits_its_batch(lab, monkeypatch, name, kind
     model = lab.attach(lab.models[kind], lab.methods[name]())
     whole = lab.run(model, batch=2)
     counted = report(lab)
-    assert counted.network_calls == 4 and counted.by_kind["reference"] == 8 and counted.by_kind["positive"] == counted.by_kind["negative"] == 4
+    extra = 4 * ROWS[name]
+    assert counted.network_calls == 4 and counted.by_kind["reference"] == extra and counted.by_kind["positive"] == counted.by_kind["negative"] == 4
     with monkeypatch.context() as patch:
         patch.setattr(model.model, "memory_required", lambda shape, *a, **k: 0 if shape[0] <= 2 else 1e30)
         close(lab.run(model, batch=2), whole, 1e-4)
-        assert report(lab).network_calls == 16 and report(lab).by_kind["reference"] == 8
+        assert report(lab).network_calls == 8 + extra and report(lab).by_kind["reference"] == extra
     together = comfy.samplers.can_concat_cond
 
     def never_with_references(a, b):
@@ -119,7 +130,7 @@ def test_the_same_however_the_host_splits_its_batch(lab, monkeypatch, name, kind
         patch.setattr(comfy.samplers, "can_concat_cond", never_with_references)
         patch.setattr(calls.Call, "conds_of", conds_of)
         close(lab.run(model, batch=2), whole, 1e-4)
-        assert refs and report(lab).by_kind["reference"] == 10      # two of the first step come once for nothing
+        assert refs and report(lab).by_kind["reference"] == extra + ROWS[name]      # those of the first step come once for nothing
 
 
 @pytest.mark.parametrize("name,kind", CASES)
@@ -179,9 +190,6 @@ def test_among_other_methods_areas_and_masks(lab, name, kind):
             close(lab.run(model, positive=positive, seed=i, steps=3), out[i:i + 1], 1e-4)
 
 
-AREAS = ("style",)      # methods that need no equal grids
-
-
 @pytest.mark.parametrize("name,kind", CASES)
 def test_a_controlnet_stays_with_the_picture(lab, name, kind):
     """The target's ControlNet does not reach the reference's rows, so that they need a network call of their own."""
@@ -239,16 +247,37 @@ def test_old_hosts_say_so(lab, name):
         lab.run(lab.attach(lab.models["unet"], lab.methods[name]()))
 
 
-@pytest.mark.method("LodestarStyleAligned")
-@pytest.mark.parametrize("kind", KINDS)
-def test_style_within_a_batch(lab, kind):
-    """Without a reference the first picture is the style: it stays, the others follow it; a single picture is bit-equal to the model."""
+@pytest.mark.parametrize("name,kind", [c for c in CASES if c.values[0] != "reference"])
+def test_within_a_batch(lab, name, kind):
+    """Without a reference the first picture is what the others look at: it stays, they follow it; a single picture is bit-equal to the model."""
     if kind not in lab.models:
         pytest.skip("this host has no Flux")
-    model = lab.attach(lab.models[kind], lab.methods["style"](reference=None, strength=1.0))
+    model = lab.attach(lab.models[kind], lab.methods[name](reference=None))
     out = lab.run(model, batch=3)
     close(out[:1], lab.base[kind][:1], 1e-4)
     assert (out[1:] - lab.base[kind][1:]).abs().max() > 1e-3
     assert torch.equal(lab.run(model), lab.run(lab.models[kind]))
     two = lab.run(model, noise=torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in (0, 2)]), batch=2)
     close(two, out[[0, 2]], 1e-4)
+
+
+@pytest.mark.method("LodestarMutualSelfAttention")
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_part_object_and_background(lab, kind):
+    usable(lab, kind)
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :24, :40] = 1
+    method = lambda **k: lab.attach(lab.models[kind], lab.methods["mutual"](alpha=1.0, **k))
+    plain, whole = lab.run(method(), batch=2), lab.run(method(source_mask=torch.ones(1, 8, 8)), batch=2)
+    close(whole, plain, 1e-4)
+    parted = lab.run(method(source_mask=mask, target_mask=mask.flip(2)), batch=2)
+    assert torch.isfinite(parted).all() and (parted - plain).abs().max() > 1e-3
+    close(lab.run(method(source_mask=mask, target_mask=mask.flip(2)), seed=1), parted[1:], 1e-4)
+
+
+@pytest.mark.method("LodestarMutualSelfAttention")
+def test_unequal_grids_are_named(lab):
+    usable(lab, "unet")
+    area = [[lab.other[0][0], {**lab.other[0][1], "area": (8, 4, 0, 4), "strength": 1.0}]]
+    with pytest.raises(ValueError, match="Mutual Self-Attention.*tokens"):
+        lab.run(lab.attach(lab.models["unet"], lab.methods["mutual"]()), positive=[*lab.positive, *area])

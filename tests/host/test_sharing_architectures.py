@@ -5,14 +5,19 @@ import torch
 pytest.importorskip("torch")
 
 import lodestar.tests.architectures as zoo      # noqa: E402
+from lodestar.guidance.attention.mutual import MutualKeys      # noqa: E402
+from lodestar.guidance.attention.reference_attention import ReferenceKeys      # noqa: E402
 from lodestar.guidance.attention.sources import Held, Source, Trajectory      # noqa: E402
 from lodestar.guidance.attention.style_aligned import StyleSharing      # noqa: E402
 from lodestar.guidance.method import POSITIVE, Branch      # noqa: E402
 
 ALL = sorted(zoo.FAMILIES)
-EDITS = {"style": lambda reference, layers: StyleSharing(layers, reference, "positive", 2.0)}
-UNCHANGED = ("style",)      # edits that leave self-attention as it is where the reference is the picture itself
-pytestmark = pytest.mark.method("LodestarStyleAligned")
+EDITS = {"style": lambda reference, layers: StyleSharing(layers, reference, "positive", 2.0),
+         "reference": lambda reference, layers: ReferenceKeys(layers, reference, "positive", 2.0, 0.8),
+         "mutual": lambda reference, layers: MutualKeys(layers, reference, "positive", 0.6)}
+ALWAYS = ("mutual",)                    # edits that change nothing anywhere where the reference is the picture itself
+UNCHANGED = ("style", "reference")    # edits that leave self-attention as it is where the reference is the picture itself
+pytestmark = pytest.mark.method("LodestarStyleAligned", "LodestarReferenceAttention", "LodestarMutualSelfAttention")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +67,7 @@ def test_the_picture_sees_its_reference(make, name, edit):
     close(alone[1:], out[1:2], 1e-4)
 
 
-@pytest.mark.parametrize("edit", UNCHANGED)
+@pytest.mark.parametrize("edit", UNCHANGED + ALWAYS)
 @pytest.mark.parametrize("name", ALL)
 def test_a_reference_equal_to_the_picture(make, name, edit):
     """Nothing changes in self-attention. In joint attention the picture's tokens are there twice; its text keeps its own view."""
@@ -70,18 +75,19 @@ def test_a_reference_equal_to_the_picture(make, name, edit):
     a = lab.inputs(1)
     reference = following(a[0])
     out, _ = lab.run([POSITIVE, reference], [a, a], plan_edits=(EDITS[edit](reference, "all"),))
-    if name in zoo.CROSS:
+    if name in zoo.CROSS or edit in ALWAYS:
         close(out[:2], out[2:], 1e-4)
     else:
         assert torch.isfinite(out).all() and (out[:2] - out[2:]).abs().max() > 1e-5 * out.abs().max()
 
 
+@pytest.mark.parametrize("edit", ("style", "mutual"))
 @pytest.mark.parametrize("name", ALL)
-def test_within_a_batch(make, name):
+def test_within_a_batch(make, name, edit):
     lab = make(name, rows=3)
     a = lab.inputs(1)
     plain = lab.plain([a])
-    edit = StyleSharing("all", None, "positive")
+    edit = EDITS[edit](None, "all")
     out, _ = lab.run([POSITIVE], [a], plan_edits=(edit,))
     close(out[:1], plain[:1], 1e-4)
     assert torch.isfinite(out).all() and (out[1:] - plain[1:]).abs().max() > 1e-4 * plain.abs().max()
