@@ -129,7 +129,7 @@ def plan(run, step, w):
     terms.sort(key=lambda pair: (type(pair[1]).__name__, repr(dataclasses.astuple(pair[1])) if _plain(pair[1]) else ""))
     steers = [(i, s) for i, s in pipe.indexed(Steer) if s.active(step)]
     finishes = [(i, f) for i, f in pipe.indexed(Finish) if f.active(step)]
-    edits = tuple(e for i, m in pipe.indexed(Edit) if m.active(step) for e in m.edits(step))
+    edits = tuple(e for i, m in pipe.indexed((Edit, Steer, Finish)) if m.active(step) for e in m.edits(step))
     wanted = [b for _, t in terms for b in t.branches(step)]
     branches = tuple(dict.fromkeys(b for b in wanted if b not in (POSITIVE, NEGATIVE)))
     return Plan(w, gates, rules[0] if rules else None, terms, steers, finishes, edits, branches, NEGATIVE in wanted)

@@ -6,7 +6,7 @@ before the output projection. `attend(q, k, v)` is the next edit's or the networ
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -14,9 +14,10 @@ from typing import Any
 class Site:
     """Where an attention call happens.
 
-    kind: "self", "cross" or "joint". layer: guidance.layers.Layer. height, width: the token grid of the image (None where it is unknown).
-    text: slice of the text tokens of a joint call (None else). image: slice of the image tokens of q. extra: what the edit asked the host to append
-    (e.g. negative tokens of a cross-attention), by edit.
+    kind: "self", "cross", "joint" or "temporal" (over the frames of a video, one row for each cell). layer: guidance.layers.Layer. height, width: the token
+    grid of the image (None where it is unknown). text: slice of the text tokens of a joint call (None else). image: slice of the image tokens of q.
+    extra: what the edit asked the host to append (e.g. negative tokens of a cross-attention), by edit. step: guidance.method.Step. latent: shape of the
+    latent that entered the network. mask: the network's own attention mask as an additive tensor [rows or 1, heads or 1, queries or 1, keys], or None.
     """
 
     kind: str
@@ -27,14 +28,20 @@ class Site:
     image: slice = field(default_factory=lambda: slice(None))
     extra: Any = None
     step: Any = None
+    latent: tuple | None = None
+    mask: Any = None
 
 
 @dataclass(frozen=True)
 class AttentionEdit:
-    """Base of all edits. `layers` is a selector of guidance.layers ("" = the edit's own default per architecture)."""
+    """Base of all edits. `layers` is a selector of guidance.layers ("" = the edit's own default per architecture).
+
+    `everywhere`: whether a method's edit acts on all rows of the sampled model (the network itself is changed) or on the positive prompt's only.
+    """
 
     layers: str = ""
     kinds = ("self", "joint")
+    everywhere = False
 
     def __deepcopy__(self, memo):
         return self
@@ -43,14 +50,41 @@ class AttentionEdit:
         """The selector to use when `layers` is empty."""
         return "middle"
 
+    def wanted(self, role):
+        """Whether rows of `role` (a Branch, None where another node asked for them) carry the edit when a method puts it on a run."""
+        return self.everywhere or (role is not None and role.prompt == "positive")
+
     def apply(self, site, q, k, v, attend):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class AttentionObserver(AttentionEdit):
+    """Looks at queries and keys as the network's own attention gets them, after every edit, and changes nothing: the output stays bit-equal."""
+
+    def observe(self, site, q, k):
+        raise NotImplementedError
+
+    def apply(self, site, q, k, v, attend):
+        self.observe(site, q, k)
+        return attend(q, k, v)
+
+
+@dataclass(frozen=True)
+class FeatureEdit(AttentionEdit):
+    """An edit of what enters an output block of a U-Net: the hidden state and the skip connection, before they are joined."""
+
+    kinds = ()
+
+    def feature(self, site, h, skip):
+        """(h, skip) [rows, channels, height, width] each; must not change its arguments in place. site.layer is the block's number."""
+        raise NotImplementedError
+
+
 def chain(edits, site, attend):
-    """One function (q, k, v) -> out that runs the edits, the first one outermost."""
+    """One function (q, k, v) -> out that runs the edits, the first one outermost; observers see what the network's attention is given."""
     call = attend
-    for edit in reversed(edits):
+    for edit in reversed(sorted(edits, key=lambda e: isinstance(e, AttentionObserver))):
         def call(q, k, v, edit=edit, inner=call):
             return edit.apply(site, q, k, v, inner)
     return call
@@ -63,15 +97,26 @@ def apply_rows(groups, q, k, v, attend, site):
     Rows without edits are run by the network's own attention, together when nothing is edited.
     """
     import torch
-    if all(not edits for _, _, edits in groups):
-        return attend(q, k, v, 0, q.shape[0])
+    if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):
+        out = attend(q, k, v, 0, q.shape[0])
+        for start, stop, edits in groups:
+            for edit in edits:
+                edit.observe(rows_of(site, start, stop, q.shape[0]), q[start:stop], k[start:stop])
+        return out
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
         base = lambda q_, k_, v_, start=start, stop=stop: attend(q_, k_, v_, start, stop)
-        run = chain(edits, site, base) if edits else base
+        run = chain(edits, rows_of(site, start, stop, q.shape[0]), base) if edits else base
         parts.append(run(q[rows], k[rows], v[rows]))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def rows_of(site, start, stop, rows):
+    """The Site as rows start:stop of `rows` see it: their part of the attention mask."""
+    if site.mask is None or site.mask.shape[0] != rows or (start, stop) == (0, rows):
+        return site
+    return replace(site, mask=site.mask[start:stop])
 
 
 def merge_groups(labels, size):

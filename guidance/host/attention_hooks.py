@@ -4,9 +4,12 @@ Everything is put into the options of one call, chained in front of what others 
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from ..attention.edits import Site, apply_rows
+from ..attention.edits import AttentionObserver, Site, apply_rows, rows_of
+from . import feature_hooks
 from .features import wrappers
 from .shadow import Appended, Shadow
 
@@ -27,6 +30,7 @@ def install(call, options):
     transformer = options["transformer_options"]
     if geometry.family == "unet":
         _install_unet(call, transformer)
+        feature_hooks.install(call, transformer)
     else:
         _install_dit(call, transformer)
 
@@ -37,7 +41,7 @@ def _install_unet(call, transformer):
     replace = {kind: dict(table) for kind, table in transformer.get("patches_replace", {}).items()}
     patches = {kind: list(functions) for kind, functions in transformer.get("patches", {}).items()}
     for attention, kind in (("attn1", "self"), ("attn2", "cross")):
-        layers = call.layers_with(kind)
+        layers = call.layers_with(kind) | (call.layers_with("temporal") if kind == "self" else set())
         if not layers:
             continue
         table = replace.setdefault(attention, {})
@@ -123,6 +127,14 @@ def _temporal(call, q, layer, kind, extra):
     return seen[layer, kind] % 2 == 0
 
 
+def _halved(latent, tokens):
+    """The grid (height, width) of a layer with so many tokens, on hosts that do not tell it: the latent's, halved with rounding up; None where none fits."""
+    height, width = latent[-2:] if latent is not None else (0, 0)
+    while height * width > tokens:
+        height, width = -(-height // 2), -(-width // 2)
+    return (height, width) if height * width == tokens > 0 else None
+
+
 def _unet_replacement(call, layer, kind, previous):
     """The replacement of one layer's attention: rows with edits go through them, the others through what was there before."""
     carriers = [e for e in call.edited if getattr(e, "negative", None) is not None and kind in e.kinds and layer in call.session.selected(e)] if kind == "cross" else []
@@ -139,13 +151,14 @@ def _unet_replacement(call, layer, kind, previous):
             narrowed = _subset(extra, start, stop, rows)
             return (previous or _plain)(q_, k_, v_, narrowed)
 
-        shape = extra.get("activations_shape")
+        latent = tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None
+        shape, place = extra.get("activations_shape") or _halved(latent, q.shape[1]), kind
         if _temporal(call, q, layer, kind, extra):
-            return (previous or _plain)(q, k, v, extra)
-        groups = call.groups(extra, rows, layer, kind)
+            place = "temporal" if kind == "self" else None
+        groups = call.groups(extra, rows, layer, place) if place else []
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        site = Site(kind, layer, shape[-2] if shape else None, shape[-1] if shape else None, None, slice(None), None, call.step)
+        site = Site(place, layer, shape[-2] if shape else None, shape[-1] if shape else None, None, slice(None), None, call.step, latent)
 
         def attend_heads(q_, k_, v_, start, stop):
             return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop), heads)
@@ -158,18 +171,18 @@ def _unet_replacement(call, layer, kind, previous):
 
 
 def _with_extra(site, extras, plain):
-    from dataclasses import replace
     return replace(site, extra={"tokens": extras, "plain": plain})
 
 
 def _rows(groups, q, k, v, attend, site):
     """apply_rows with the appended tokens cut to each group's rows."""
-    from dataclasses import replace
+    if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):
+        return apply_rows(groups, q, k, v, attend, site)      # nothing changes: one call for all rows
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
         cut = {e: (a[rows], b[rows]) for e, (a, b) in site.extra["tokens"].items()}
-        local = replace(site, extra={**site.extra, "tokens": cut})
+        local = replace(rows_of(site, start, stop, q.shape[0]), extra={**site.extra, "tokens": cut})
         shift = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b)
         parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -265,7 +278,7 @@ def _site(call, place, net, q_tokens, k_tokens):
     if geometry.family in JOINT_FAMILIES:
         return _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
     kind = _kind(layer, place, net, k_tokens)
-    return None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step)
+    return None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step, net["shape"])
 
 
 def _kind(layer, place, net, k_tokens):
@@ -284,7 +297,7 @@ def _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width):
     if q_tokens != k_tokens:
         return None
     if q_tokens == net.get("image", tokens):         # image-only attention inside a joint block (SD3.5 medium)
-        return Site("self", layer, height, width, None, slice(0, tokens), None, call.step)
+        return Site("self", layer, height, width, None, slice(0, tokens), None, call.step, net["shape"])
     padded = -(-tokens // geometry.multiple) * geometry.multiple
     text = net.get("text") or (q_tokens - padded)
     others = q_tokens - text - padded                # tokens of reference pictures
@@ -292,7 +305,7 @@ def _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width):
         return None
     begin = (text if geometry.text_first else 0) + (others if geometry.image_last else 0)
     where = slice(0, text) if geometry.text_first else slice(q_tokens - text, q_tokens)
-    return Site("joint", layer, height, width, where, slice(begin, begin + tokens), None, call.step)
+    return Site("joint", layer, height, width, where, slice(begin, begin + tokens), None, call.step, net["shape"])
 
 
 class _Attention:
@@ -341,6 +354,16 @@ class _Attention:
 
     def result(self, out):
         return out if self.keep else _flat(out)
+
+
+def _additive(mask, dtype):
+    """An attention mask as the host's functions take it (2 to 4 axes, True = visible or additive) as [rows or 1, heads or 1, queries or 1, keys]."""
+    if mask is None:
+        return None
+    mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return mask
 
 
 def _override(call, previous):
@@ -392,7 +415,7 @@ def _dispatch(call, attention, site, groups, shadow, appended, refine):
     k, v = attention.k, attention.v
     if site is None:
         return attention.attend(q, k, v, 0, rows)
-    site = _with_extra(site, pairs, attention.plain)
+    site = replace(_with_extra(site, pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
     if shadow is not None:
         return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
     return _rows(groups, q, k, v, attention.attend, site)
@@ -423,7 +446,7 @@ def _refuse_unreachable(call):
     session = call.session
     for edit in call.edited:
         layers = session.selected(edit)
-        if layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
+        if edit.kinds and layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
             kinds = sorted({k for layer in layers for k in layer.attentions}) or ["no known"]
             raise ValueError(f"{type(edit).__name__} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "
                              f"attention. It has:\n{session.geometry.describe()}")

@@ -41,10 +41,10 @@ class Call:
 
     def edits_of(self, branch):
         """The attention edits of a role, outermost first."""
-        if branch is None:
-            return ()
-        own = branch.edits
-        return own + self.plan.edits if branch.prompt == "positive" and branch.model is None else own
+        own = branch.edits if branch is not None else ()
+        if branch is not None and branch.model is not None:
+            return own
+        return own + tuple(e for e in self.plan.edits if e.wanted(branch))
 
     @property
     def edited(self):

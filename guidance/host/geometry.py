@@ -19,6 +19,8 @@ def _unet(net):
                 kinds = ["cross" if getattr(block, "disable_self_attn", False) else "self"]
                 if getattr(block, "attn2", None) is not None:
                     kinds.append("cross")
+                if hasattr(module, "time_stack"):
+                    kinds.append("temporal")
                 layers.append(Layer(stage, index, depth if len(blocks) > 1 else None, tuple(kinds), (stage, index, depth)))
 
     for i, block in enumerate(net.input_blocks):

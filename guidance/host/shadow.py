@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from ..attention.edits import apply_rows
+from ..attention.edits import apply_rows, rows_of
 
 
 def own_tokens(session, prompt, like):
@@ -121,7 +121,7 @@ class Shadow:
         for start, stop, edits in own:
             cut = slice(start, stop)
             base = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b, masks[0])
-            parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, replace(site, extra={"tokens": {}, "plain": None})))
+            parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, replace(rows_of(site, start, stop, q.shape[0]), extra={"tokens": {}, "plain": None})))
         out = torch.cat(parts)
         if site.kind != "joint":
             return torch.cat((out, out[rows]))
