@@ -16,8 +16,11 @@ class Site:
 
     kind: "self", "cross", "joint" or "temporal" (over the frames of a video, one row for each cell). layer: guidance.layers.Layer. height, width: the token
     grid of the image (None where it is unknown). text: slice of the text tokens of a joint call (None else). image: slice of the image tokens of q.
-    extra: what the edit asked the host to append (e.g. negative tokens of a cross-attention), by edit. step: guidance.method.Step. latent: shape of the
-    latent that entered the network. mask: the network's own attention mask as an additive tensor [rows or 1, heads or 1, queries or 1, keys], or None.
+    extra: what the edit asked the host to append (e.g. negative tokens of a cross-attention), by edit. frames: how many frames the token grid has, one after
+    the other (1 for pictures). window: (left, top, width, height) in fractions of the picture that the grid spans: more than 1 where it is padded, a part where
+    a prompt has an area. prompt: slice of the keys that are the prompt's own tokens (a joint call's text may hold others beside them; None where it is
+    unknown). latent: shape of the latent that entered the network. mask: the network's own attention mask as an additive tensor [rows or 1, heads or 1,
+    queries or 1, keys], or None.
     """
 
     kind: str
@@ -28,6 +31,9 @@ class Site:
     image: slice = field(default_factory=lambda: slice(None))
     extra: Any = None
     step: Any = None
+    frames: int = 1
+    window: tuple = (0.0, 0.0, 1.0, 1.0)
+    prompt: slice | None = None
     latent: tuple | None = None
     mask: Any = None
 

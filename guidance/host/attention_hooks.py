@@ -11,6 +11,7 @@ import torch
 from ..attention.edits import AttentionObserver, Site, apply_rows, rows_of
 from . import feature_hooks
 from .features import wrappers
+from .places import inside, prompt_of, unet_grid
 from .shadow import Appended, Shadow
 
 LAYER = "lodestar_layer"
@@ -127,14 +128,6 @@ def _temporal(call, q, layer, kind, extra):
     return seen[layer, kind] % 2 == 0
 
 
-def _halved(latent, tokens):
-    """The grid (height, width) of a layer with so many tokens, on hosts that do not tell it: the latent's, halved with rounding up; None where none fits."""
-    height, width = latent[-2:] if latent is not None else (0, 0)
-    while height * width > tokens:
-        height, width = -(-height // 2), -(-width // 2)
-    return (height, width) if height * width == tokens > 0 else None
-
-
 def _unet_replacement(call, layer, kind, previous):
     """The replacement of one layer's attention: rows with edits go through them, the others through what was there before."""
     carriers = [e for e in call.edited if getattr(e, "negative", None) is not None and kind in e.kinds and layer in call.session.selected(e)] if kind == "cross" else []
@@ -151,14 +144,15 @@ def _unet_replacement(call, layer, kind, previous):
             narrowed = _subset(extra, start, stop, rows)
             return (previous or _plain)(q_, k_, v_, narrowed)
 
-        latent = tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None
-        shape, place = extra.get("activations_shape") or _halved(latent, q.shape[1]), kind
+        place = kind
         if _temporal(call, q, layer, kind, extra):
             place = "temporal" if kind == "self" else None
         groups = call.groups(extra, rows, layer, place) if place else []
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        site = Site(place, layer, shape[-2] if shape else None, shape[-1] if shape else None, None, slice(None), None, call.step, latent)
+        height, width, window = unet_grid(extra, q.shape[1])
+        site = Site(place, layer, height, width, None, slice(None), None, call.step, window=window, prompt=slice(0, k.shape[1]) if place == "cross" else None,
+                    latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None)
 
         def attend_heads(q_, k_, v_, start, stop):
             return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop), heads)
@@ -166,7 +160,7 @@ def _unet_replacement(call, layer, kind, previous):
         qh, kh, vh = (_heads(t, heads) for t in (q, k, v))
         extras = {e: tuple(_heads(t, heads) for t in pair) for e, pair in appended.items()}
         site = _with_extra(site, extras, lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads))
-        return _flat(_rows(groups, qh, kh, vh, attend_heads, site))
+        return _flat(_rows(groups, qh, kh, vh, attend_heads, site, call, extra))
     return run
 
 
@@ -174,17 +168,24 @@ def _with_extra(site, extras, plain):
     return replace(site, extra={"tokens": extras, "plain": plain})
 
 
-def _rows(groups, q, k, v, attend, site):
-    """apply_rows with the appended tokens cut to each group's rows."""
-    if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):
-        return apply_rows(groups, q, k, v, attend, site)      # nothing changes: one call for all rows
+def _rows(groups, q, k, v, attend, site, call, options):
+    """apply_rows with the appended tokens cut to each group's rows, and the grid to the part of the picture that they show."""
+    def local(start, stop):
+        cut = {e: (a[start:stop], b[start:stop]) for e, (a, b) in site.extra["tokens"].items()}
+        window = inside(site.window, call.window_at(options, start, q.shape[0]))
+        return replace(rows_of(site, start, stop, q.shape[0]), extra={**site.extra, "tokens": cut}, window=window)
+
+    if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
+        out = attend(q, k, v, 0, q.shape[0])
+        for start, stop, edits in groups:
+            for edit in edits:
+                edit.observe(local(start, stop), q[start:stop], k[start:stop])
+        return out
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
-        cut = {e: (a[rows], b[rows]) for e, (a, b) in site.extra["tokens"].items()}
-        local = replace(rows_of(site, start, stop, q.shape[0]), extra={**site.extra, "tokens": cut})
         shift = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b)
-        parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local))
+        parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local(start, stop)))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
@@ -276,9 +277,15 @@ def _site(call, place, net, q_tokens, k_tokens):
     frames, height, width = _grid(geometry, net["shape"])
     tokens = frames * height * width
     if geometry.family in JOINT_FAMILIES:
-        return _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
-    kind = _kind(layer, place, net, k_tokens)
-    return None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step, net["shape"])
+        site = _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
+    else:
+        kind = _kind(layer, place, net, k_tokens)
+        length = net["appended"].length if net.get("appended") is not None else k_tokens
+        site = None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step, prompt=slice(0, length) if kind == "cross" else None)
+    if site is None:
+        return None
+    _, ph, pw = geometry.patch
+    return replace(site, frames=frames, window=(0.0, 0.0, width * pw / net["shape"][-1], height * ph / net["shape"][-2]), latent=net["shape"])
 
 
 def _kind(layer, place, net, k_tokens):
@@ -297,7 +304,7 @@ def _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width):
     if q_tokens != k_tokens:
         return None
     if q_tokens == net.get("image", tokens):         # image-only attention inside a joint block (SD3.5 medium)
-        return Site("self", layer, height, width, None, slice(0, tokens), None, call.step, net["shape"])
+        return Site("self", layer, height, width, None, slice(0, tokens), None, call.step)
     padded = -(-tokens // geometry.multiple) * geometry.multiple
     text = net.get("text") or (q_tokens - padded)
     others = q_tokens - text - padded                # tokens of reference pictures
@@ -305,7 +312,8 @@ def _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width):
         return None
     begin = (text if geometry.text_first else 0) + (others if geometry.image_last else 0)
     where = slice(0, text) if geometry.text_first else slice(q_tokens - text, q_tokens)
-    return Site("joint", layer, height, width, where, slice(begin, begin + tokens), None, call.step, net["shape"])
+    prompt = prompt_of(call, where, net["text_tokens"]) if net.get("text_tokens") else None
+    return Site("joint", layer, height, width, where, slice(begin, begin + tokens), None, call.step, prompt=prompt)
 
 
 class _Attention:
@@ -418,7 +426,7 @@ def _dispatch(call, attention, site, groups, shadow, appended, refine):
     site = replace(_with_extra(site, pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
     if shadow is not None:
         return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
-    return _rows(groups, q, k, v, attention.attend, site)
+    return _rows(groups, q, k, v, attention.attend, site, call, attention.options)
 
 
 def shadow_rows(call, options, x, roles):
@@ -459,8 +467,8 @@ def _network(session):
 def expected(call, options):
     """{(edit, layer)} of the edits that the rows of a network call carry, on the layers that hold attention of their kinds."""
     pairs = set()
-    for role in call.roles(options):
-        for edit in call.edits_of(role):
+    for edits, _ in call.chunks(options):
+        for edit in edits:
             pairs.update((edit, layer) for layer in call.session.selected(edit) if set(edit.kinds) & set(layer.attentions))
     return pairs
 

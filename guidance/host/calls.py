@@ -6,6 +6,7 @@ import uuid
 import torch
 
 from ..attention.edits import merge_groups
+from ..attention.regions import WHOLE
 from ..layers import select
 from ..method import NEGATIVE, POSITIVE
 
@@ -36,6 +37,7 @@ class Call:
             name = f"{entry.get('uuid', id(entry))}/{session.branch_number(branch)}"
             entry["uuid"] = uuid.uuid5(uuid.NAMESPACE_OID, name)
             session.roles[entry["uuid"]] = branch
+            session.entries[entry["uuid"]] = entry
             out.append(entry)
         return out
 
@@ -69,12 +71,40 @@ class Call:
         uuids = options.get("uuids") or [None] * len(indices)
         return [self.role(u, i) for u, i in zip(uuids, indices)]
 
-    def groups(self, options, rows, layer, kind):
-        """[(start, stop, edits)] of a network call's rows at one layer."""
+    def chunks(self, options):
+        """[(edits, window)] of a network call's chunks: the edits that their prompts carry, outermost first, and the part of the picture that they show."""
         roles = self.roles(options)
-        size = rows // len(roles)
-        labels = [tuple(e for e in self.edits_of(r) if kind in e.kinds and layer in self.session.selected(e)) for r in roles]
-        return merge_groups(labels, size)
+        uuids = options.get("uuids") or [None] * len(roles)
+        marked = any(e.get("lodestar_prompt") is not None for e in self.session.entries.values())
+        found = []
+        for role, u in zip(roles, uuids):
+            entry = self.session.entries.get(u, {})
+            # an edit that knows the words of one prompt keeps to it where the positive conditioning holds several
+            edits = tuple(e for e in self.edits_of(role) if getattr(e, "mark", None) is None or not marked or entry.get("lodestar_prompt") == e.mark)
+            found.append((edits, self._window(entry)))
+        return found
+
+    def _window(self, entry):
+        """(left, top, width, height) of a conditioning's area, in fractions of the latent."""
+        area = entry.get("area")
+        if not area or self.step is None or area[0] == "percentage":
+            return WHOLE
+        half, (high, wide) = len(area) // 2, self.step.x.shape[-2:]
+        h, w, y, x = area[half - 2], area[half - 1], area[-2], area[-1]
+        return x / wide, y / high, min(w, wide - x) / wide, min(h, high - y) / high
+
+    def groups(self, options, rows, layer, kind):
+        """[(start, stop, edits)] of a network call's rows at one layer. Chunks of other parts of the picture are groups of their own."""
+        chunks = self.chunks(options)
+        size = rows // len(chunks)
+        labels = [(tuple(e for e in edits if kind in e.kinds and layer in self.session.selected(e)), window) for edits, window in chunks]
+        labels = [(edits, window if edits else None) for edits, window in labels]
+        return [(start, stop, label[0]) for start, stop, label in merge_groups(labels, size)]
+
+    def window_at(self, options, row, rows):
+        """The window of the chunk that a row belongs to."""
+        chunks = self.chunks(options)
+        return chunks[row // (rows // len(chunks))][1]
 
     def layers_with(self, kind):
         """The layers that any edit of this call touches with attention of one kind."""
@@ -90,7 +120,7 @@ class Session:
 
     def __init__(self, run, guider, arguments):
         self.run, self.guider, self.arguments = run, guider, arguments
-        self.roles = {}
+        self.roles, self.entries = {}, {}
         self.forced_role = None
         self._branches, self._selected, self._prompts = {}, {}, {}
         self._geometry = None
@@ -124,6 +154,7 @@ class Session:
             for entry in self.guider.conds.get(name) or []:
                 if "uuid" in entry:
                     self.roles[entry["uuid"]] = branch
+                    self.entries[entry["uuid"]] = entry
 
     def prompt_conds(self, prompt):
         """The processed conditioning entries of "positive", "negative" or a Prompt."""

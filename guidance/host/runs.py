@@ -195,7 +195,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     roles = call.roles(options)
     # third-party patches know 0 (conditional) and 1 (unconditional) only
     options["cond_or_uncond"] = [c if c < 2 or r is None else (1 if r.prompt == "negative" else 0) for c, r in zip(chunks, roles)]
-    options["lodestar_net"] = {"shape": tuple(x.shape), "rows": x.shape[0]}
+    options["lodestar_net"] = {"shape": tuple(x.shape), "rows": x.shape[0], "text_tokens": c_crossattn.shape[1] if torch.is_tensor(c_crossattn) else None}
     _no_step_cache_for_newcomers(options)
     report = call.session.run.report
     with call.session.run.lock:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from ..attention.edits import apply_rows, rows_of
+from .places import inside, prompt_of
 
 
 def own_tokens(session, prompt, like):
@@ -101,10 +102,7 @@ class Shadow:
 
     def _begin(self, text):
         """Where the prompt's tokens start in the text of a joint call, which may hold registers or other encoders' tokens too."""
-        model = self.call.session.model.diffusion_model
-        first = self.call.session.geometry.family == "lumina" or (
-            getattr(model, "byt5_in", None) is not None and getattr(model, "cond_type_embedding", None) is None)
-        return text.start if first else text.stop - self.lengths[2]
+        return prompt_of(self.call, text, self.lengths[2]).start
 
     def refine(self, q, k, v, attend):
         """Attention among text tokens alone, before the blocks: the padding of each stream stays hidden."""
@@ -121,7 +119,8 @@ class Shadow:
         for start, stop, edits in own:
             cut = slice(start, stop)
             base = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b, masks[0])
-            parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, replace(rows_of(site, start, stop, q.shape[0]), extra={"tokens": {}, "plain": None})))
+            local = replace(rows_of(site, start, stop, q.shape[0]), extra={"tokens": {}, "plain": None}, window=inside(site.window, call.window_at(self.options, start, n)))
+            parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, local))
         out = torch.cat(parts)
         if site.kind != "joint":
             return torch.cat((out, out[rows]))
