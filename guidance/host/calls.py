@@ -153,6 +153,8 @@ class Session:
         for name, branch in (("positive", POSITIVE), ("negative", NEGATIVE)):
             for entry in self.guider.conds.get(name) or []:
                 if "uuid" in entry:
+                    if self.entries.get(entry["uuid"], entry) is not entry:
+                        entry["uuid"] = uuid.uuid4()       # the host copies an area with its uuid from the one prompt to the other
                     self.roles[entry["uuid"]] = branch
                     self.entries[entry["uuid"]] = entry
 
