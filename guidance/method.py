@@ -68,6 +68,10 @@ class Method:
         """True where the parameters switch the method off; the engine then drops it and the model is bit-equal to the one without."""
         return False
 
+    def fitted(self, facts):
+        """The method with what only the MODEL can tell filled in; BadInput where this model cannot have it. `facts` is guidance.host.facts.Facts."""
+        return self
+
     def active(self, step: "Step"):
         """Whether the method acts at this step; the default reads the fields start_percent and end_percent."""
         start, end = getattr(self, "start_percent", 0.0), getattr(self, "end_percent", 1.0)
@@ -93,6 +97,7 @@ class Step:
     seed: int | None = None
     w: float | None = None      # the guidance scale of this call after the gates (1: the negative prompt is not evaluated for CFG), None before it is known
     host: Any = None      # the context of differentiable evaluations (guidance.host.gradients), None without a host
+    maps: dict = field(default_factory=dict)      # {observer: [what it saw]} of this call; every Step made from this one shares it
 
     @property
     def s(self):
@@ -225,12 +230,20 @@ class Term(Method):
 class Finish(Method):
     """Changes the finished prediction (rescale, thresholding) or looks at it (inspection)."""
 
+    def edits(self, step):
+        """The attention observers that it needs at this step."""
+        return ()
+
     def finish(self, step, denoised, predictions, state):
         return denoised
 
 
 class Steer(Method):
     """Steers by the gradient of a loss. `route` is "network", "checkpoint" or "none" (the network's Jacobian left out)."""
+
+    def edits(self, step):
+        """The attention observers that it needs at this step."""
+        return ()
 
     def steer(self, step, evaluate, state):
         """`evaluate(x)` is the guided prediction at x (differentiable inside guidance.gradients). Returns denoised."""

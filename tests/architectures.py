@@ -227,7 +227,7 @@ class Lab:
         return prompt
 
     def run(self, branches, chunks, session=None, plan_edits=(), context=torch.inference_mode, step=None, plan_blocks=None, **extra):
-        """The network's output, and the options it saw: chunk i is (latent, text) of branches[i]."""
+        """The network's output, and the options it saw: chunk i is (latent, text) of branches[i]; step: the Step of the call, for observers."""
         from lodestar.guidance.host import attention_hooks, block_hooks, runs
         from lodestar.guidance.host.calls import OPTION, Call
         session = session or self.session()

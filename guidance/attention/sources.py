@@ -90,10 +90,12 @@ def source_of(node, latent, trajectory, noise="shared", salt=0, field="reference
 
 
 def own_noise(noise, index, salt=0):
-    """White noise [batch, ...] rearranged, each entry in the same way: independent of the original for all that pixels can tell."""
+    """White noise [batch, ...] rearranged and with other signs, each entry in the same way: independent of the original for all that pixels can tell."""
     generator = torch.Generator().manual_seed(0x5EED + 1009 * int(index) + int(salt))
-    order = torch.randperm(noise[0].numel(), generator=generator).to(noise.device)
-    return noise.flatten(1)[:, order].view(noise.shape)
+    count = noise[0].numel()
+    order = torch.randperm(count, generator=generator).to(noise.device)
+    signs = (torch.randint(0, 2, (count,), generator=generator) * 2 - 1).to(noise)       # the noise's mean would be the same in every arrangement
+    return (noise.flatten(1)[:, order] * signs).view(noise.shape)
 
 
 def entries(values, batch, node, field):

@@ -5,6 +5,7 @@ from ..engine import Pipeline
 from ..layers import select
 from ..method import ModelRef, Prompt
 from . import features
+from .facts import Facts
 
 KEY = "lodestar"
 
@@ -24,6 +25,7 @@ def attach(patcher, method):
     if method.neutral():
         return clone
     _check_layers(patcher, method)
+    method = method.fitted(Facts(patcher))
     clone.model_options[KEY] = pipeline_of(patcher).add(method)
     if features.wrappers():
         from . import runs

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from ..attention.edits import Site, apply_rows, fit_bias
-from . import references
+from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, rows_of
+from . import feature_hooks, references, unet_hooks
 from .features import wrappers
 from .places import inside, prompt_of, unet_grid
 from .shadow import Appended, Shadow
@@ -31,7 +31,10 @@ def install(call, options):
     transformer = options["transformer_options"]
     if geometry.family == "unet":
         _install_unet(call, transformer)
+        feature_hooks.install(call, transformer)
+        unet_hooks.install(call, transformer)
     else:
+        unet_hooks.refuse(call)
         _install_dit(call, transformer)
 
 
@@ -41,7 +44,7 @@ def _install_unet(call, transformer):
     replace = {kind: dict(table) for kind, table in transformer.get("patches_replace", {}).items()}
     patches = {kind: list(functions) for kind, functions in transformer.get("patches", {}).items()}
     for attention, kind in (("attn1", "self"), ("attn2", "cross")):
-        layers = call.layers_with(kind)
+        layers = call.layers_with(kind) | (call.layers_with("temporal") if kind == "self" else set())
         if not layers:
             continue
         table = replace.setdefault(attention, {})
@@ -147,15 +150,17 @@ def _unet_replacement(call, layer, kind, previous):
                 return _plain(q_, k_, v_, narrowed, bias)
             return (previous or _plain)(q_, k_, v_, narrowed)
 
+        place = kind
         if _temporal(call, q, layer, kind, extra):
-            return (previous or _plain)(q, k, v, extra)
-        groups = call.groups(extra, rows, layer, kind)
-        seen = references.attention(call, extra, layer, kind, *(_heads(t, heads) for t in (q, k, v)))
+            place = "temporal" if kind == "self" else None
+        groups = call.groups(extra, rows, layer, place) if place else []
+        seen = references.attention(call, extra, layer, place, *(_heads(t, heads) for t in (q, k, v)))
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
         height, width, window = unet_grid(extra, q.shape[1])
-        site = Site(kind, layer, height, width, None, slice(None), None, call.step, batch=rows // len(call.roles(extra)), shared=seen, window=window,
-                    prompt=slice(0, k.shape[1]) if kind == "cross" else None)
+        site = Site(place, layer, height, width, None, slice(None), None, call.step, batch=rows // len(call.roles(extra)), shared=seen, window=window,
+                    prompt=slice(0, k.shape[1]) if place == "cross" else None,
+                    latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None)
 
         def attend_heads(q_, k_, v_, start, stop, bias=None):
             return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop, bias), heads)
@@ -167,22 +172,29 @@ def _unet_replacement(call, layer, kind, previous):
     return run
 
 
-
 def _with_extra(site, extras, plain):
     return replace(site, extra={"tokens": extras, "plain": plain})
 
 
 def _rows(groups, q, k, v, attend, site, call, options):
     """apply_rows with the appended tokens cut to each group's rows, and the grid to the part of the picture that they show."""
+    def local(start, stop):
+        cut = {e: (a[start:stop], b[start:stop]) for e, (a, b) in site.extra["tokens"].items()}
+        window = inside(site.window, call.window_at(options, start, q.shape[0]))
+        return replace(rows_of(site, start, stop, q.shape[0]), extra={**site.extra, "tokens": cut}, window=window)
+
+    if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
+        out = attend(q, k, v, 0, q.shape[0])
+        for start, stop, edits in groups:
+            for edit in edits:
+                edit.observe(local(start, stop), q[start:stop], k[start:stop])
+        return out
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
-        cut = {e: (a[rows], b[rows]) for e, (a, b) in site.extra["tokens"].items()}
-        local = replace(site, extra={**site.extra, "tokens": cut}, window=inside(site.window, call.window_at(options, start, q.shape[0])))
         shift = lambda q_, k_, v_, a, b, bias=None, start=start: attend(q_, k_, v_, start + a, start + b, bias)
-        parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local))
+        parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local(start, stop)))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
-
 
 
 # DiTs
@@ -269,7 +281,6 @@ def _grid(geometry, shape):
 
 def _site(call, place, net, q_tokens, k_tokens):
     """The Site of an attention call, None where it is not one we know."""
-    from dataclasses import replace
     geometry, layer = call.session.geometry, place["layer"]
     frames, height, width = _grid(geometry, net["shape"])
     tokens = frames * height * width
@@ -282,7 +293,7 @@ def _site(call, place, net, q_tokens, k_tokens):
     if site is None:
         return None
     _, ph, pw = geometry.patch
-    return replace(site, frames=frames, window=(0.0, 0.0, width * pw / net["shape"][-1], height * ph / net["shape"][-2]))
+    return replace(site, frames=frames, window=(0.0, 0.0, width * pw / net["shape"][-1], height * ph / net["shape"][-2]), latent=net["shape"])
 
 
 def _kind(layer, place, net, k_tokens):
@@ -319,7 +330,6 @@ def joint_slices(geometry, net, count, tokens):
     begin = (text if geometry.text_first else 0) + (others if geometry.image_last else 0)
     where = slice(0, text) if geometry.text_first else slice(count - text, count)
     return where, slice(begin, begin + tokens)
-
 
 class _Attention:
     """One call of the host's attention function, split into rows and heads."""
@@ -377,6 +387,16 @@ class _Attention:
         return out if self.keep else _flat(out)
 
 
+def _additive(mask, dtype):
+    """An attention mask as the host's functions take it (2 to 4 axes, True = visible or additive) as [rows or 1, heads or 1, queries or 1, keys]."""
+    if mask is None:
+        return None
+    mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return mask
+
+
 def _override(call, previous):
     """The attention override of one call: finds the layer, and runs the rows that carry edits through them."""
     def run(func, *args, **kwargs):
@@ -432,7 +452,7 @@ def _dispatch(call, attention, site, groups, shadow, appended, refine):
     k, v = attention.k, attention.v
     if site is None:
         return attention.attend(q, k, v, 0, rows)
-    site = _with_extra(site, pairs, attention.plain)
+    site = replace(_with_extra(site, pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
     if shadow is not None:
         return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
     return _rows(groups, q, k, v, attention.attend, site, call, attention.options)
@@ -463,7 +483,7 @@ def _refuse_unreachable(call):
     session = call.session
     for edit in call.edited:
         layers = session.selected(edit)
-        if layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
+        if edit.kinds and layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
             kinds = sorted({k for layer in layers for k in layer.attentions}) or ["no known"]
             raise ValueError(f"{type(edit).__name__} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "
                              f"attention. It has:\n{session.geometry.describe()}")

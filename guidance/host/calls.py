@@ -49,12 +49,12 @@ class Call:
 
     def edits_of(self, branch):
         """The attention edits of a role, outermost first."""
-        if branch is None:
-            return ()
-        own = branch.edits
-        if branch.source is not None or branch.model is not None:
+        own = branch.edits if branch is not None else ()
+        if branch is not None and branch.model is not None:
             return own
-        return own + tuple(e for e in self.plan.edits if e.reach in (branch.prompt, "all"))
+        if branch is not None and branch.source is not None:
+            return own + tuple(e for e in self.plan.edits if e.everywhere)
+        return own + tuple(e for e in self.plan.edits if e.wanted(branch) and e.acts(self.step))
 
     @property
     def edited(self):
@@ -195,6 +195,8 @@ class Session:
         for name, branch in (("positive", POSITIVE), ("negative", NEGATIVE)):
             for entry in self.guider.conds.get(name) or []:
                 if "uuid" in entry:
+                    if self.entries.get(entry["uuid"], entry) is not entry:
+                        entry["uuid"] = uuid.uuid4()       # the host copies an area with its uuid from the one prompt to the other
                     self.roles[entry["uuid"]] = branch
                     self.entries[entry["uuid"]] = entry
 

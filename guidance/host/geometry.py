@@ -19,6 +19,8 @@ def _unet(net):
                 kinds = ["cross" if getattr(block, "disable_self_attn", False) else "self"]
                 if getattr(block, "attn2", None) is not None:
                     kinds.append("cross")
+                if hasattr(module, "time_stack"):
+                    kinds.append("temporal")
                 layers.append(Layer(stage, index, depth if len(blocks) > 1 else None, tuple(kinds), (stage, index, depth)))
 
     for i, block in enumerate(net.input_blocks):
@@ -111,6 +113,15 @@ def of_network(net):
     if len(getattr(net, "blocks", ())):
         return _blocks(net)
     return Geometry("unknown", ())
+
+
+def output_levels(net):
+    """{output block: number of its resolution, 0 the smallest} of a U-Net, {} of other networks."""
+    found, level = {}, 0
+    for i, block in enumerate(getattr(net, "output_blocks", ())):
+        found[i] = level
+        level += any(type(module).__name__ == "Upsample" for module in block)
+    return found
 
 
 def of_model(patcher):

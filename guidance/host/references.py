@@ -164,7 +164,7 @@ def wanted_at(call, layer, kind):
 def attention(call, options, layer, kind, q, k, v, image=slice(None)):
     """{Branch: Shared} at one attention call, q, k, v [rows, heads, tokens, head_dim] of all rows; `image` is where the picture is among the tokens."""
     wanted = wanted_at(call, layer, kind) if call.references else ()
-    if not wanted or kind == "cross":
+    if not wanted or kind not in ("self", "joint"):
         return {}
     net = options["lodestar_net"]
     keep = net.get("keep")

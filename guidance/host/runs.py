@@ -8,7 +8,7 @@ import torch
 from .. import engine
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE, Branch
-from . import attention_hooks, block_hooks, features, gradients, peers, prompts, references
+from . import attention_hooks, block_hooks, features, gradients, peers, prompts, references, unet_hooks
 from .attach import KEY
 from .calls import OPTION, Call, Session
 
@@ -69,6 +69,7 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
     session.note_prompts()
     step = run.step(x, timestep)
     scale = getattr(guider, "cfg", None)
+    step.maps["noise"] = lambda: references.run_noise(session, x.shape, x.device)
     plan = engine.plan(run, step, 1.0 if scale is None else float(scale))
     if plan.idle and plan.w == scale:
         # nothing acts here: the host's own way, bit for bit; only the count of evaluations is kept
@@ -209,7 +210,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
         report.by_kind.update(_kind(r) for r in roles)
     shadow = attention_hooks.shadow_rows(call, options, x, roles) if c_crossattn is not None else None
     network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None) or call.session.model.diffusion_model
-    with block_hooks.placed(call, options, network):
+    with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network):
         if shadow is None:
             out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         else:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from ..attention.edits import add_bias, apply_rows
+from ..attention.edits import add_bias, apply_rows, rows_of
 from .places import inside, prompt_of
 
 
@@ -125,14 +125,14 @@ class Shadow:
         def run(start, stop, row, edits, mask):
             cut = slice(start, stop)
             base = lambda q_, k_, v_, a, b, bias=None: attend(q_, k_, v_, start + a, start + b, _sum(mask, bias))
-            local = replace(site, extra={"tokens": {}, "plain": None}, window=inside(site.window, call.window_at(self.options, row, n)))
+            local = replace(rows_of(site, row, row + stop - start, q.shape[0]), extra={"tokens": {}, "plain": None}, window=inside(site.window, call.window_at(self.options, row, n)))
             return apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, local)
 
         out = torch.cat([run(start, stop, start, edits, masks[0]) for start, stop, edits in own])
         if site.kind != "joint":
             return torch.cat((out, out[rows]))
         # a shadow is its original with another text: the original's edits that have nothing to do with its text act on it too
-        places = [(start, tuple(e for e in edits if e.any_text), [n + j for j, row in enumerate(rows) if start <= row < stop]) for start, stop, edits in own]
+        places = [(start, tuple(e for e in edits if e.any_text or e.everywhere), [n + j for j, row in enumerate(rows) if start <= row < stop]) for start, stop, edits in own]
         other = torch.cat([run(at[0], at[-1] + 1, start, edits, masks[1]) for start, edits, at in places if at]).clone()
         rest = slice(site.text.stop, None) if site.text.start == 0 else slice(0, site.text.start)     # the picture, and reference pictures
         image = out[rows][:, :, rest]
