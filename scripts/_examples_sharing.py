@@ -60,4 +60,20 @@ def _mutual(definitions, definition, name):
     return g
 
 
-OWN = {"LodestarStyleAligned": _style, "LodestarReferenceAttention": _reference, "LodestarMutualSelfAttention": _mutual}
+def _ctrl_x(definitions, definition, name):
+    scene = Scene(definitions, "Ctrl-X: the structure of one picture, the appearance of another. Above with the node, below without, then structure and appearance.",
+                  prompt="a red circle above a yellow square", model=STYLE_MODEL)
+    g = scene.graph
+    found = {}
+    for part, text, seed in (("structure", "a large cyan circle above a small green square", SEED), ("appearance", "a red square and a yellow circle on a black background", SEED + 2)):
+        prompt = g.add("CLIPTextEncode", f"Prompt of the {part}", text=text, clip=scene.clip)[0]
+        latent = scene.sample(positive=prompt, seed=seed, title=f"Makes the {part}")
+        scene.save(latent, f"{name}_{part}", f"The {part}")
+        found |= {part: latent, f"{part}_prompt": prompt}
+    model = g.add(definition.node_id, model=scene.model, **found)[0]
+    scene.save(scene.sample(model, seed=SEED + 1, title="With the node"), name, "With the node")
+    scene.save(scene.sample(seed=SEED + 1, title="Without it"), f"{name}_without", "Without it")
+    return g
+
+
+OWN = {"LodestarStyleAligned": _style, "LodestarReferenceAttention": _reference, "LodestarMutualSelfAttention": _mutual, "LodestarCtrlX": _ctrl_x}

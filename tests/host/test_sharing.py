@@ -4,7 +4,8 @@ import torch
 
 pytest.importorskip("torch")
 
-IDS = {"style": "LodestarStyleAligned", "reference": "LodestarReferenceAttention", "mutual": "LodestarMutualSelfAttention"}
+IDS = {"style": "LodestarStyleAligned", "reference": "LodestarReferenceAttention", "mutual": "LodestarMutualSelfAttention",
+       "ctrlx": "LodestarCtrlX"}
 NAMES = tuple(IDS)
 KINDS = ("unet", "flux")
 CASES = [pytest.param(n, k, marks=pytest.mark.method(IDS[n])) for n in NAMES for k in KINDS]
@@ -15,6 +16,7 @@ def lab(host):
     """Networks, prompts, a reference, and each method with values that act."""
     import lodestar.tests.tiny as tiny
     from lodestar.guidance import engine
+    from lodestar.guidance.attention.ctrl_x import CtrlX
     from lodestar.guidance.attention.mutual import MutualSelfAttention
     from lodestar.guidance.attention.reference_attention import ReferenceAttention
     from lodestar.guidance.attention.style_aligned import StyleAligned
@@ -33,13 +35,15 @@ def lab(host):
         lab.positive, lab.negative, lab.other = tiny.prompt(1), tiny.prompt(2), tiny.prompt(3)
     g = torch.Generator().manual_seed(9)
     lab.latent = {"samples": torch.randn(1, 4, 8, 8, generator=g)}
+    lab.other_latent = {"samples": torch.randn(1, 4, 8, 8, generator=g)}
     lab.three = {"samples": torch.randn(3, 4, 8, 8, generator=g)}
     lab.methods = {
         "style": lambda **k: StyleAligned(**{"reference": lab.latent, "strength": 1.5, **k}),
         "reference": lambda **k: ReferenceAttention(**{"reference": lab.latent, "strength": 1.5, "fidelity": 0.5, **k}),
         "mutual": lambda **k: MutualSelfAttention(**{"reference": lab.latent, "start_percent": 0.0, "alpha": 0.7, **k}),
+        "ctrlx": lambda reference=lab.latent, **k: CtrlX(**{"structure": reference, "appearance": lab.other_latent, "recurrence": 0, "structure_end": 1.0, "appearance_end": 1.0, **k}),
     }
-    lab.off = {"style": {"strength": 0.0}, "reference": {"strength": 0.0}, "mutual": {"alpha": 0.0}}
+    lab.off = {"style": {"strength": 0.0}, "reference": {"strength": 0.0}, "mutual": {"alpha": 0.0}, "ctrlx": {"structure_end": 0.0, "appearance_end": 0.0}}
 
     def run(patcher, positive=None, negative=None, **k):
         with torch.inference_mode():
@@ -50,7 +54,7 @@ def lab(host):
     return lab
 
 
-ROWS = {"style": 2, "reference": 1, "mutual": 2}      # rows of references beside those of the prompts
+ROWS = {"style": 2, "reference": 1, "mutual": 2, "ctrlx": 2}      # rows of references beside those of the prompts
 AREAS = ("style", "reference")                        # methods that need no equal grids
 
 
@@ -153,7 +157,7 @@ def test_interrupted_run_leaves_nothing(lab, name, kind):
     assert torch.equal(lab.run(lab.models[kind], batch=3), lab.base[kind])
 
 
-@pytest.mark.parametrize("name,kind", CASES)
+@pytest.mark.parametrize("name,kind", [c for c in CASES if c.values[0] != "ctrlx"])
 def test_a_trajectory_stands_in_for_the_latent(lab, name, kind):
     """Following an inversion of the latent looks at the same picture on another way."""
     usable(lab, kind)
@@ -247,7 +251,7 @@ def test_old_hosts_say_so(lab, name):
         lab.run(lab.attach(lab.models["unet"], lab.methods[name]()))
 
 
-@pytest.mark.parametrize("name,kind", [c for c in CASES if c.values[0] != "reference"])
+@pytest.mark.parametrize("name,kind", [c for c in CASES if c.values[0] in ("style", "mutual")])
 def test_within_a_batch(lab, name, kind):
     """Without a reference the first picture is what the others look at: it stays, they follow it; a single picture is bit-equal to the model."""
     if kind not in lab.models:
@@ -281,3 +285,56 @@ def test_unequal_grids_are_named(lab):
     area = [[lab.other[0][0], {**lab.other[0][1], "area": (8, 4, 0, 4), "strength": 1.0}]]
     with pytest.raises(ValueError, match="Mutual Self-Attention.*tokens"):
         lab.run(lab.attach(lab.models["unet"], lab.methods["mutual"]()), positive=[*lab.positive, *area])
+
+
+@pytest.mark.method("LodestarCtrlX")
+@pytest.mark.parametrize("kind", KINDS)
+def test_ctrl_x_parts_and_repetitions(lab, kind):
+    """Structure alone, appearance alone and both are three things; repeated steps cost the prompts' evaluations and run without references."""
+    usable(lab, kind)
+    make = lambda **k: lab.attach(lab.models[kind], lab.methods["ctrlx"](**k))
+    outs = [lab.run(make(**k), batch=2) for k in ({}, {"appearance": None}, {"reference": None})]
+    for i in range(3):
+        for j in range(i):
+            assert (outs[i] - outs[j]).abs().max() > 1e-3
+    model = make(recurrence=2, recurrence_start=0.0, recurrence_end=1.0)
+    out = lab.run(model, batch=2)
+    counted = report(lab)
+    assert torch.isfinite(out).all() and (out - outs[0]).abs().max() > 1e-3
+    assert counted.by_kind["reference"] == 8 and counted.by_kind["positive"] == 4 + 2 * 3       # the last step is not repeated
+    close(lab.run(model, seed=1), out[1:], 1e-4)
+    assert torch.equal(lab.run(model, batch=2), out)
+
+
+@pytest.mark.method("LodestarCtrlX")
+def test_ctrl_x_leaves_the_network_as_it_was(lab):
+    usable(lab, "unet")
+    network = lab.models["unet"].model.diffusion_model
+    lab.run(lab.attach(lab.models["unet"], lab.methods["ctrlx"]()))
+    assert not any("forward" in vars(m) for m in network.modules())
+
+
+@pytest.mark.method("LodestarCtrlX")
+def test_features_of_the_structure_itself_change_nothing(lab):
+    """The structure branch of a picture that is its own structure: same latent, same noise, same prompt."""
+    usable(lab, "unet")
+    from lodestar.guidance.attention.ctrl_x import AppearanceFeatures, StructureAttention, StructureFeatures
+    from lodestar.guidance.attention.sources import Held, Source
+    from lodestar.guidance.method import Branch, Edit
+    zero = {"samples": torch.zeros(1, 4, 8, 8)}      # an empty latent under the run's noise is the first state itself
+    same = Branch(source=Source(Held(zero)))
+
+    class Itself(Edit):
+        title = "itself"
+
+        def edits(self, step):
+            return (StructureFeatures("output.0", structure=same), StructureAttention("all", structure=same)) if step.index == 0 else ()
+
+    class Appearance(Edit):
+        title = "appearance"
+
+        def edits(self, step):
+            return (AppearanceFeatures("all", appearance=same),)
+    out = lab.run(lab.attach(lab.models["unet"], Itself()), steps=1, batch=2)
+    close(out, lab.run(lab.models["unet"], steps=1, batch=2), 1e-4)
+    assert (lab.run(lab.attach(lab.models["unet"], Appearance()), steps=1, batch=2) - out).abs().max() > 1e-3

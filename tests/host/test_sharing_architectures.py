@@ -5,6 +5,7 @@ import torch
 pytest.importorskip("torch")
 
 import lodestar.tests.architectures as zoo      # noqa: E402
+from lodestar.guidance.attention.ctrl_x import AppearanceValues, StructureAttention      # noqa: E402
 from lodestar.guidance.attention.mutual import MutualKeys      # noqa: E402
 from lodestar.guidance.attention.reference_attention import ReferenceKeys      # noqa: E402
 from lodestar.guidance.attention.sources import Held, Source, Trajectory      # noqa: E402
@@ -14,10 +15,12 @@ from lodestar.guidance.method import POSITIVE, Branch      # noqa: E402
 ALL = sorted(zoo.FAMILIES)
 EDITS = {"style": lambda reference, layers: StyleSharing(layers, reference, "positive", 2.0),
          "reference": lambda reference, layers: ReferenceKeys(layers, reference, "positive", 2.0, 0.8),
+         "structure": lambda reference, layers: StructureAttention(layers, structure=reference),
+         "appearance": lambda reference, layers: AppearanceValues(layers, appearance=reference),
          "mutual": lambda reference, layers: MutualKeys(layers, reference, "positive", 0.6)}
-ALWAYS = ("mutual",)                    # edits that change nothing anywhere where the reference is the picture itself
+ALWAYS = ("mutual", "structure")                # edits that change nothing anywhere where the reference is the picture itself
 UNCHANGED = ("style", "reference")    # edits that leave self-attention as it is where the reference is the picture itself
-pytestmark = pytest.mark.method("LodestarStyleAligned", "LodestarReferenceAttention", "LodestarMutualSelfAttention")
+pytestmark = pytest.mark.method("LodestarStyleAligned", "LodestarReferenceAttention", "LodestarMutualSelfAttention", "LodestarCtrlX")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,10 +61,10 @@ def test_the_picture_sees_its_reference(make, name, edit):
     branches = [POSITIVE, Branch("negative"), reference]
     out, _ = lab.run(branches, [a, b, (torch.zeros_like(r[0]), r[1])], plan_edits=(EDITS[edit](reference, "all"),))
     assert torch.isfinite(out).all()
-    close(out[2:], plain[2:])
+    close(out[2:], plain[2:], 1e-4)
     assert (out[:2] - plain[:2]).abs().max() > 1e-4 * plain.abs().max()
     swapped, _ = lab.run(branches[::-1], [r, b, a], plan_edits=(EDITS[edit](reference, "all"),))
-    close(swapped[4:], out[:2])
+    close(swapped[4:], out[:2], 1e-4)
     single = following(r[0][1:])
     alone, _ = lab.run([single, POSITIVE], [(r[0][1:], r[1][1:]), (a[0][1:], a[1][1:])], plan_edits=(EDITS[edit](single, "all"),))
     close(alone[1:], out[1:2], 1e-4)
