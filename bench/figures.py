@@ -6,7 +6,7 @@ import torch
 from ..demo.measure import judge
 from . import stats
 
-SHARES = ("accuracy", "binding_errors", "forbidden")
+SHARES = ("accuracy", "binding_errors", "forbidden", "count")
 
 
 class Measured:

@@ -40,7 +40,8 @@ def use(path, **values):
 
 @dataclass(frozen=True)
 class Setup:
-    """One way to sample. prompts: "captions", "empty" or "colourless"; task: "sample" or "inversion"; steps: None takes the bench's."""
+    """One way to sample. prompts: "captions", "empty" or "colourless"; task: "sample" or "inversion"; steps: None takes the bench's; size: side of the latent
+    where it is not the trained one."""
 
     label: str
     cfg: float = 4.0
@@ -49,6 +50,7 @@ class Setup:
     prompts: str = "captions"
     task: str = "sample"
     steps: int | None = None
+    size: int | None = field(default=None, repr=False)      # not in the text that finished results are found by, where it is None
 
     @property
     def sources(self):

@@ -47,6 +47,7 @@ class _Config(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
     memory_usage_factor = 1.0
     scaled_fp8 = None
+    trained_at = 128     # pixels; for nodes that ask for the size of the training
 
     def __init__(self, unet_config, settings, code):
         super().__init__(unet_config)

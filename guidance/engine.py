@@ -110,11 +110,12 @@ class Plan:
     edits: tuple
     branches: tuple
     wants_negative: bool
+    blocks: dict = field(default_factory=dict)      # {"positive" or "negative": block edits of that prompt's rows}
 
     @property
     def idle(self):
         """True where nothing is to be done beyond what the host does with scale w."""
-        return not (self.rule or self.terms or self.steers or self.finishes or self.edits or self.gates)
+        return not (self.rule or self.terms or self.steers or self.finishes or self.edits or self.gates or any(self.blocks.values()))
 
 
 def plan(run, step, w):
@@ -123,16 +124,22 @@ def plan(run, step, w):
     gates = [(i, g) for i, g in pipe.indexed(Gate) if g.active(step)]
     for i, gate in gates:
         w = gate.scale(step, w, run.state(i))
+    step.w = w
     rules = [(i, r) for i, r in pipe.indexed(Rule) if r.active(step)]
     terms = [(i, t) for i, t in pipe.indexed(Term) if t.active(step)]
     # additive terms commute; one order makes any order of the nodes give the same bits
     terms.sort(key=lambda pair: (type(pair[1]).__name__, repr(dataclasses.astuple(pair[1])) if _plain(pair[1]) else ""))
     steers = [(i, s) for i, s in pipe.indexed(Steer) if s.active(step)]
     finishes = [(i, f) for i, f in pipe.indexed(Finish) if f.active(step)]
-    edits = tuple(e for i, m in pipe.indexed(Edit) if m.active(step) for e in m.edits(step))
+    editors = [m for _, m in pipe.indexed((Edit, Steer, Finish)) if m.active(step)]
+    edits = tuple(e for m in editors for e in m.edits(step))
+    blocks = {}
+    for method in editors:
+        for prompt, found in method.blocks(step).items() if isinstance(method, Edit) else ():
+            blocks[prompt] = blocks.get(prompt, ()) + tuple(found)
     wanted = [b for _, t in terms for b in t.branches(step)]
     branches = tuple(dict.fromkeys(b for b in wanted if b not in (POSITIVE, NEGATIVE)))
-    return Plan(w, gates, rules[0] if rules else None, terms, steers, finishes, edits, branches, NEGATIVE in wanted)
+    return Plan(w, gates, rules[0] if rules else None, terms, steers, finishes, edits, branches, NEGATIVE in wanted, blocks)
 
 
 def _plain(method):

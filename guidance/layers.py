@@ -19,8 +19,8 @@ class LayerError(ValueError):
 
 @dataclass(frozen=True)
 class Layer:
-    """One transformer block. `attentions` are the kinds of attention it calls, in order ("self", "cross", "joint", "image" = to the tokens of a start picture;
-    empty where edits cannot reach them); `key` is the host's own name for it, (None, index) where the host has none."""
+    """One transformer block. `attentions` are the kinds of attention it calls, in order ("self", "cross", "joint", "image" = to the tokens of a start picture,
+    "temporal" = over the frames, in the block that follows; empty where edits cannot reach them); `key` is the host's own name for it, (None, index) where the host has none."""
 
     stage: str
     index: int

@@ -68,6 +68,10 @@ class Method:
         """True where the parameters switch the method off; the engine then drops it and the model is bit-equal to the one without."""
         return False
 
+    def fitted(self, facts):
+        """The method with what only the MODEL can tell filled in; BadInput where this model cannot have it. `facts` is guidance.host.facts.Facts."""
+        return self
+
     def active(self, step: "Step"):
         """Whether the method acts at this step; the default reads the fields start_percent and end_percent."""
         start, end = getattr(self, "start_percent", 0.0), getattr(self, "end_percent", 1.0)
@@ -91,7 +95,9 @@ class Step:
     call: int = 0
     percent_to_sigma: Any = None
     seed: int | None = None
+    w: float | None = None      # the guidance scale of this call after the gates (1: the negative prompt is not evaluated for CFG), None before it is known
     host: Any = None      # the context of differentiable evaluations (guidance.host.gradients), None without a host
+    maps: dict = field(default_factory=dict)      # {observer: [what it saw]} of this call; every Step made from this one shares it
 
     @property
     def s(self):
@@ -169,7 +175,9 @@ class Branch:
     """One prediction that a method asks for; equal branches of several methods are evaluated once.
 
     prompt: "positive", "negative" or a Prompt. edits: attention edits of this branch alone (guidance.attention.edits).
-    model: another MODEL. sigma_factor: the network is told sigma * factor. transform: a frozen callable x -> x' applied to the network's input.
+    model: another MODEL. sigma_factor: the network is told sigma * factor. transform: a frozen callable (step, x) -> x' applied to the network's input.
+    blocks: block edits of this branch alone (guidance.attention.blocks).
+    source: what the rows hold in place of x (guidance.attention.sources.Source): a branch that is evaluated for what attention sees of it, not for its prediction.
     """
 
     prompt: Any = "positive"
@@ -177,6 +185,8 @@ class Branch:
     model: ModelRef | None = None
     sigma_factor: float = 1.0
     transform: Any = None
+    blocks: tuple = ()
+    source: Any = None
 
 
 POSITIVE, NEGATIVE = Branch(), Branch("negative")
@@ -220,6 +230,10 @@ class Term(Method):
 class Finish(Method):
     """Changes the finished prediction (rescale, thresholding) or looks at it (inspection)."""
 
+    def edits(self, step):
+        """The attention observers that it needs at this step."""
+        return ()
+
     def finish(self, step, denoised, predictions, state):
         return denoised
 
@@ -227,14 +241,22 @@ class Finish(Method):
 class Steer(Method):
     """Steers by the gradient of a loss. `route` is "network", "checkpoint" or "none" (the network's Jacobian left out)."""
 
+    def edits(self, step):
+        """The attention observers that it needs at this step."""
+        return ()
+
     def steer(self, step, evaluate, state):
         """`evaluate(x)` is the guided prediction at x (differentiable inside guidance.gradients). Returns denoised."""
         raise NotImplementedError
 
 
 class Edit(Method):
-    """Edits attention of the positive prompt's rows, in every prediction that uses them."""
+    """Edits attention of the positive prompt's rows, in every prediction that uses them, or the blocks of a prompt's rows."""
 
     def edits(self, step):
         """The attention edits (guidance.attention.edits) active at this step."""
         return ()
+
+    def blocks(self, step):
+        """{"positive" or "negative": block edits (guidance.attention.blocks) of that prompt's rows} active at this step."""
+        return {}

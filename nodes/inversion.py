@@ -6,7 +6,8 @@ from ._define import Input, NodeDef, Output, about, inputs_of
 def _ddim(model, positive, latent_image, negative, sigmas, **values):
     method = DDIMInversion(**values).validate()
     from ..guidance.host.inversion import invert
-    return invert(method, model, positive, negative, latent_image, sigmas)
+    found = invert(method, model, positive, negative, latent_image, sigmas)
+    return (*found, found[1].trajectory)
 
 
 NODES = (NodeDef(
@@ -23,6 +24,7 @@ NODES = (NodeDef(
         Output("LATENT", "inverted", "The noisy latent, for samplers that add no noise (not for flow models: take the noise there)."),
         Output("NOISE", "noise", "The noise that leads back to the picture, for SamplerCustomAdvanced."),
         Output("SIGMAS", "sigmas", "The schedule of the way back."),
+        Output("LODESTAR_TRAJECTORY", "trajectory", "Every state on the way, for nodes that look at the picture while another is made."),
     ),
     run=_ddim,
 ),)

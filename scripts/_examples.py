@@ -11,13 +11,13 @@ SIZE, SEED, STEPS, CFG = 128, 16, 20, 4.0
 class Scene:
     """The nodes that nearly every example has."""
 
-    def __init__(self, definitions, note, prompt=PROMPT, negative="", model="unet"):
+    def __init__(self, definitions, note, prompt=PROMPT, negative="", model="unet", size=SIZE):
         self.graph = g = Graph(definitions, note)
         self.load = g.add("LodestarLoadDemoModel", model=model)
         self.model, self.clip, self.vae = self.load[0], self.load[1], self.load[2]
-        self.positive = g.add("CLIPTextEncode", "Positive prompt", text=prompt, clip=self.clip)[0]
+        self.positive = g.add("CLIPTextEncode", "Positive prompt", text=prompt, clip=self.clip)[0] if prompt is not None else None
         self.negative = g.add("CLIPTextEncode", "Negative prompt", text=negative, clip=self.clip)[0]
-        self.latent = g.add("EmptyLatentImage", width=SIZE, height=SIZE)[0]
+        self.latent = g.add("EmptyLatentImage", width=size, height=size)[0]
 
     def sample(self, model=None, positive=None, seed=SEED, cfg=CFG, title=None):
         return self.graph.add("KSampler", title, model=model or self.model, seed=seed, steps=STEPS, cfg=cfg, sampler_name="euler", scheduler="normal",
@@ -57,9 +57,9 @@ def _loss(scene):
     return scene.graph.add("LodestarTargetImageLoss", model=scene.model, image=target, vae=scene.vae, factor=4)[0]
 
 
-def guided(definitions, definition, name, cfg=CFG, prompt=PROMPT, extra="yellow", seed=SEED, **values):
+def guided(definitions, definition, name, cfg=CFG, prompt=PROMPT, extra="yellow", seed=SEED, size=SIZE, **values):
     """Load, guide, sample, save; with the same picture without the node beside it."""
-    scene = Scene(definitions, f"{definition.title}: {definition.description} Above with the node, below without.", prompt)
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Above with the node, below without.", prompt, size=size)
     model = scene.graph.add(definition.node_id, model=scene.model, **_fill(scene, definition, extra), **values)[0]
     scene.save(scene.sample(model, seed=seed, cfg=cfg, title="With the node"), name, "With the node")
     scene.save(scene.sample(seed=seed, cfg=cfg, title="Without it"), f"{name}_without", "Without it")
@@ -132,9 +132,10 @@ OWN = {
 
 def all_graphs(definitions, slug):
     """{file stem: Graph}; nodes that are part of another one's method are in its example."""
-    graphs = {}
+    from . import _examples_reading, _examples_sharing
+    graphs, own = {}, OWN | _examples_reading.OWN | _examples_sharing.OWN
     for node_id, definition in definitions.items():
         if not definition.part_of:
             name = slug(definition.title)
-            graphs[name] = OWN.get(node_id, guided)(definitions, definition, name)
+            graphs[name] = own.get(node_id, guided)(definitions, definition, name)
     return graphs

@@ -27,6 +27,17 @@ CORE = {
     "UNetSelfAttentionMultiply": ("UNetSelfAttentionMultiply", (("model", "MODEL", None), ("q", "FLOAT", 1.0), ("k", "FLOAT", 1.0), ("v", "FLOAT", 1.0),
                                   ("out", "FLOAT", 1.0)), (("MODEL", "MODEL"),)),
 }
+CORE |= {
+    "ImageOnlyCheckpointLoader": ("Image Only Checkpoint Loader (img2vid model)", (("ckpt_name", "COMBO", ""),),
+                                  (("MODEL", "MODEL"), ("CLIP_VISION", "CLIP_VISION"), ("VAE", "VAE"))),
+    "LoadImage": ("Load Image", (("image", "COMBO", "example.png"),), (("IMAGE", "IMAGE"), ("MASK", "MASK"))),
+    "SVD_img2vid_Conditioning": ("SVD_img2vid_Conditioning", (
+        ("clip_vision", "CLIP_VISION", None), ("init_image", "IMAGE", None), ("vae", "VAE", None), ("width", "INT", 1024), ("height", "INT", 576), ("video_frames", "INT", 14),
+        ("motion_bucket_id", "INT", 127), ("fps", "INT", 6), ("augmentation_level", "FLOAT", 0.0)), (("CONDITIONING", "positive"), ("CONDITIONING", "negative"), ("LATENT", "latent"))),
+    "SolidMask": ("SolidMask", (("value", "FLOAT", 1.0), ("width", "INT", 512), ("height", "INT", 512)), (("MASK", "MASK"),)),
+    "MaskComposite": ("MaskComposite", (("destination", "MASK", None), ("source", "MASK", None), ("x", "INT", 0), ("y", "INT", 0), ("operation", "COMBO", "multiply")),
+                      (("MASK", "MASK"),)),
+}
 SEEDS = ("seed", "noise_seed")      # the page keeps "control after generate" behind these
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 WIDTH, GAP, ROW = 320, 60, 26

@@ -226,18 +226,19 @@ class Lab:
         session._prompts[prompt] = [{"model_conds": {"c_crossattn": SimpleNamespace(cond=tokens)}}]
         return prompt
 
-    def run(self, branches, chunks, session=None, plan_edits=(), context=torch.inference_mode, **extra):
-        """The network's output, and the options it saw: chunk i is (latent, text) of branches[i]."""
-        from lodestar.guidance.host import attention_hooks, runs
+    def run(self, branches, chunks, session=None, plan_edits=(), context=torch.inference_mode, step=None, plan_blocks=None, **extra):
+        """The network's output, and the options it saw: chunk i is (latent, text) of branches[i]; step: the Step of the call, for observers."""
+        from lodestar.guidance.host import attention_hooks, block_hooks, runs
         from lodestar.guidance.host.calls import OPTION, Call
         session = session or self.session()
-        plan = SimpleNamespace(branches=tuple(branches), edits=tuple(plan_edits))
-        call = Call(session, plan, None)
+        plan = SimpleNamespace(branches=tuple(branches), edits=tuple(plan_edits), blocks=plan_blocks or {})
+        call = Call(session, plan, step)
         uuids = [uuid.uuid4() for _ in branches]
         session.roles.update(zip(uuids, branches))
         options = {"transformer_options": {OPTION: call, "cond_or_uncond": list(range(len(branches))), "uuids": uuids, "sigmas": torch.full((1,), SIGMA),
                                            "sample_sigmas": torch.tensor([1.0, SIGMA, 0.0])}}
         attention_hooks.install(call, options)
+        block_hooks.install(call, options)
         seen = {}
 
         def executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):

@@ -2,11 +2,12 @@
 
 An edit is a frozen dataclass with a layer selector. It sees one attention call of the rows it is meant for, as
 q, k, v [rows, heads, tokens, head_dim] after all projections and rotations, and returns [rows, heads, tokens, head_dim], the head outputs
-before the output projection. `attend(q, k, v)` is the next edit's or the network's own attention.
+before the output projection. `attend(q, k, v)` is the next edit's or the network's own attention; `attend(q, k, v, bias)` adds a bias to the logits of the latter.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 
@@ -14,9 +15,14 @@ from typing import Any
 class Site:
     """Where an attention call happens.
 
-    kind: "self", "cross" or "joint". layer: guidance.layers.Layer. height, width: the token grid of the image (None where it is unknown).
-    text: slice of the text tokens of a joint call (None else). image: slice of the image tokens of q. extra: what the edit asked the host to append
-    (e.g. negative tokens of a cross-attention), by edit.
+    kind: "self", "cross", "joint" or "temporal" (over the frames of a video, one row for each cell). layer: guidance.layers.Layer. height, width: the token
+    grid of the image (None where it is unknown). text: slice of the text tokens of a joint call (None else). image: slice of the image tokens of q.
+    extra: what the edit asked the host to append (e.g. negative tokens of a cross-attention), by edit. batch: rows of one prompt, the pictures of the batch; the rows are a multiple of it,
+    prompt by prompt. shared: {Branch: Shared} of the edits' references at this layer. partial: whether `attend` takes a part of the queries or rows. frames: how many frames the token grid has, one after
+    the other (1 for pictures). window: (left, top, width, height) in fractions of the picture that the grid spans: more than 1 where it is padded, a part where
+    a prompt has an area. prompt: slice of the keys that are the prompt's own tokens (a joint call's text may hold others beside them; None where it is
+    unknown). latent: shape of the latent that entered the network. mask: the network's own attention mask as an additive tensor [rows or 1, heads or 1,
+    queries or 1, keys], or None.
     """
 
     kind: str
@@ -27,14 +33,40 @@ class Site:
     image: slice = field(default_factory=lambda: slice(None))
     extra: Any = None
     step: Any = None
+    batch: int = 1
+    shared: Any = None
+    partial: bool = True
+    frames: int = 1
+    window: tuple = (0.0, 0.0, 1.0, 1.0)
+    prompt: slice | None = None
+    latent: tuple | None = None
+    mask: Any = None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What an edit sees of a reference branch at its own layer: the picture's queries, keys and values [batch, heads, tokens, head_dim]; the text's are left out."""
+
+    q: Any
+    k: Any
+    v: Any
 
 
 @dataclass(frozen=True)
 class AttentionEdit:
-    """Base of all edits. `layers` is a selector of guidance.layers ("" = the edit's own default per architecture)."""
+    """Base of all edits. `layers` is a selector of guidance.layers ("" = the edit's own default per architecture).
+
+    everywhere: whether a method's edit acts on all rows of the sampled model (the network itself is changed). reach: else on those of the "positive" prompt, of the
+    "negative", or "all" of them. references: Branches with a source, whose queries, keys and values the edit finds in `site.shared`. any_text: whether it is meant
+    for the rows of a second text inside the network (a negative prompt in joint attention) as well.
+    """
 
     layers: str = ""
     kinds = ("self", "joint")
+    everywhere = False
+    reach = "positive"
+    references = ()
+    any_text = False
 
     def __deepcopy__(self, memo):
         return self
@@ -43,17 +75,67 @@ class AttentionEdit:
         """The selector to use when `layers` is empty."""
         return "middle"
 
+    def wanted(self, role):
+        """Whether rows of `role` (a Branch, None where another node asked for them) carry the edit when a method puts it on a run."""
+        return self.everywhere or (role is not None and self.reach in (role.prompt, "all"))
+
+    def acts(self, step):
+        """Whether it acts in a certain evaluation of a step where its method does."""
+        return True
+
     def apply(self, site, q, k, v, attend):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class AttentionObserver(AttentionEdit):
+    """Looks at queries and keys as the network's own attention gets them, after every edit, and changes nothing: the output stays bit-equal."""
+
+    def observe(self, site, q, k):
+        raise NotImplementedError
+
+    def apply(self, site, q, k, v, attend):
+        self.observe(site, q, k)
+        return attend(q, k, v)
+
+
+@dataclass(frozen=True)
+class FeatureEdit(AttentionEdit):
+    """An edit of what enters an output block of a U-Net: the hidden state and the skip connection, before they are joined."""
+
+    kinds = ()
+
+    def feature(self, site, h, skip):
+        """(h, skip) [rows, channels, height, width] each; must not change its arguments in place. site.layer is the block's number."""
+        raise NotImplementedError
+
+
 def chain(edits, site, attend):
-    """One function (q, k, v) -> out that runs the edits, the first one outermost."""
-    call = attend
-    for edit in reversed(edits):
-        def call(q, k, v, edit=edit, inner=call):
-            return edit.apply(site, q, k, v, inner)
+    """One function (q, k, v) -> out that runs the edits, the first one outermost; observers see what the network's attention is given."""
+    call, own = attend, site
+    for edit in reversed(sorted(edits, key=lambda e: isinstance(e, AttentionObserver))):
+        def call(q, k, v, bias=None, edit=edit, inner=call, site=own):
+            return edit.apply(site, q, k, v, inner if bias is None else partial(_biased, inner, bias))
+        own = replace(site, partial=False)      # an edit further in counts on all queries
     return call
+
+
+def _biased(inner, outer_bias, q, k, v, bias=None):
+    return inner(q, k, v, outer_bias if bias is None else add_bias(outer_bias, bias))
+
+
+def fit_bias(bias, keys, queries=None):
+    """A bias [.., queries or 1, n] over the first n keys, with nothing added to those that an edit further in has appended."""
+    import torch.nn.functional as F
+    missing = keys - bias.shape[-1]
+    bias = F.pad(bias, (0, missing)) if missing > 0 else bias
+    return bias if queries is None else bias.expand(*bias.shape[:-2], queries, -1)
+
+
+def add_bias(a, b):
+    """The sum of two biases, one of which may know of more keys."""
+    keys = max(a.shape[-1], b.shape[-1])
+    return fit_bias(a, keys) + fit_bias(b, keys)
 
 
 def apply_rows(groups, q, k, v, attend, site):
@@ -63,15 +145,30 @@ def apply_rows(groups, q, k, v, attend, site):
     Rows without edits are run by the network's own attention, together when nothing is edited.
     """
     import torch
-    if all(not edits for _, _, edits in groups):
-        return attend(q, k, v, 0, q.shape[0])
+    if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):
+        out = attend(q, k, v, 0, q.shape[0])
+        for start, stop, edits in groups:
+            for edit in edits:
+                edit.observe(rows_of(site, start, stop, q.shape[0]), q[start:stop], k[start:stop])
+        return out
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
-        base = lambda q_, k_, v_, start=start, stop=stop: attend(q_, k_, v_, start, stop)
-        run = chain(edits, site, base) if edits else base
+        base = partial(_of_rows, attend, start, stop)
+        run = chain(edits, rows_of(site, start, stop, q.shape[0]), base) if edits else base
         parts.append(run(q[rows], k[rows], v[rows]))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _of_rows(attend, start, stop, q, k, v, bias=None):
+    return attend(q, k, v, start, stop) if bias is None else attend(q, k, v, start, stop, bias)
+
+
+def rows_of(site, start, stop, rows):
+    """The Site as rows start:stop of `rows` see it: their part of the attention mask."""
+    if site.mask is None or site.mask.shape[0] != rows or (start, stop) == (0, rows):
+        return site
+    return replace(site, mask=site.mask[start:stop])
 
 
 def merge_groups(labels, size):

@@ -5,6 +5,7 @@ from ..engine import Pipeline
 from ..layers import select
 from ..method import ModelRef, Prompt
 from . import features
+from .facts import Facts
 
 KEY = "lodestar"
 
@@ -24,6 +25,7 @@ def attach(patcher, method):
     if method.neutral():
         return clone
     _check_layers(patcher, method)
+    method = method.fitted(Facts(patcher))
     clone.model_options[KEY] = pipeline_of(patcher).add(method)
     if features.wrappers():
         from . import runs
@@ -31,6 +33,8 @@ def attach(patcher, method):
     else:
         from . import legacy
         legacy.install(clone)
+        if getattr(method, "uses_negative", False):      # such a host leaves the negative prompt out at cfg 1 before we are asked
+            clone.model_options["disable_cfg1_optimization"] = True
         # networks calls of this host see transformer_options only
         clone.model_options["transformer_options"] = {**clone.model_options.get("transformer_options", {}), KEY: clone.model_options[KEY]}
     return clone

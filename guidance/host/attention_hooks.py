@@ -4,10 +4,14 @@ Everything is put into the options of one call, chained in front of what others 
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from ..attention.edits import Site, apply_rows
+from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, rows_of
+from . import feature_hooks, references, unet_hooks
 from .features import wrappers
+from .places import inside, prompt_of, unet_grid
 from .shadow import Appended, Shadow
 
 LAYER = "lodestar_layer"
@@ -27,7 +31,10 @@ def install(call, options):
     transformer = options["transformer_options"]
     if geometry.family == "unet":
         _install_unet(call, transformer)
+        feature_hooks.install(call, transformer)
+        unet_hooks.install(call, transformer)
     else:
+        unet_hooks.refuse(call)
         _install_dit(call, transformer)
 
 
@@ -37,7 +44,7 @@ def _install_unet(call, transformer):
     replace = {kind: dict(table) for kind, table in transformer.get("patches_replace", {}).items()}
     patches = {kind: list(functions) for kind, functions in transformer.get("patches", {}).items()}
     for attention, kind in (("attn1", "self"), ("attn2", "cross")):
-        layers = call.layers_with(kind)
+        layers = call.layers_with(kind) | (call.layers_with("temporal") if kind == "self" else set())
         if not layers:
             continue
         table = replace.setdefault(attention, {})
@@ -93,10 +100,12 @@ def _subset(extra, start, stop, rows):
     return out
 
 
-def _plain(q, k, v, extra):
-    """The host's own attention, as a U-Net block without a replacement runs it."""
+def _plain(q, k, v, extra, bias=None):
+    """The host's own attention, as a U-Net block without a replacement runs it; with a bias on the logits where an edit adds one."""
     from comfy.ldm.modules.attention import optimized_attention
     options = {"transformer_options": extra} if "uuids" in extra else {}
+    if bias is not None:
+        options["mask"] = fit_bias(bias, k.shape[1], q.shape[1]).to(q.dtype)
     return optimized_attention(q, k, v, extra["n_heads"], attn_precision=extra.get("attn_precision"), **options)
 
 
@@ -135,43 +144,56 @@ def _unet_replacement(call, layer, kind, previous):
             appended[edit] = (k[:, -n:], v[:, -n:])
             k, v = k[:, :-n], v[:, :-n]
 
-        def attend(q_, k_, v_, start, stop):
+        def attend(q_, k_, v_, start, stop, bias=None):
             narrowed = _subset(extra, start, stop, rows)
+            if bias is not None:        # replacements of other packs take none
+                return _plain(q_, k_, v_, narrowed, bias)
             return (previous or _plain)(q_, k_, v_, narrowed)
 
-        shape = extra.get("activations_shape")
+        place = kind
         if _temporal(call, q, layer, kind, extra):
-            return (previous or _plain)(q, k, v, extra)
-        groups = call.groups(extra, rows, layer, kind)
+            place = "temporal" if kind == "self" else None
+        groups = call.groups(extra, rows, layer, place) if place else []
+        seen = references.attention(call, extra, layer, place, *(_heads(t, heads) for t in (q, k, v)))
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        site = Site(kind, layer, shape[-2] if shape else None, shape[-1] if shape else None, None, slice(None), None, call.step)
+        height, width, window = unet_grid(extra, q.shape[1])
+        site = Site(place, layer, height, width, None, slice(None), None, call.step, batch=rows // len(call.roles(extra)), shared=seen, window=window,
+                    prompt=slice(0, k.shape[1]) if place == "cross" else None,
+                    latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None)
 
-        def attend_heads(q_, k_, v_, start, stop):
-            return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop), heads)
+        def attend_heads(q_, k_, v_, start, stop, bias=None):
+            return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop, bias), heads)
 
         qh, kh, vh = (_heads(t, heads) for t in (q, k, v))
         extras = {e: tuple(_heads(t, heads) for t in pair) for e, pair in appended.items()}
         site = _with_extra(site, extras, lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads))
-        return _flat(_rows(groups, qh, kh, vh, attend_heads, site))
+        return _flat(_rows(groups, qh, kh, vh, attend_heads, site, call, extra))
     return run
 
 
 def _with_extra(site, extras, plain):
-    from dataclasses import replace
     return replace(site, extra={"tokens": extras, "plain": plain})
 
 
-def _rows(groups, q, k, v, attend, site):
-    """apply_rows with the appended tokens cut to each group's rows."""
-    from dataclasses import replace
+def _rows(groups, q, k, v, attend, site, call, options):
+    """apply_rows with the appended tokens cut to each group's rows, and the grid to the part of the picture that they show."""
+    def local(start, stop):
+        cut = {e: (a[start:stop], b[start:stop]) for e, (a, b) in site.extra["tokens"].items()}
+        window = inside(site.window, call.window_at(options, start, q.shape[0]))
+        return replace(rows_of(site, start, stop, q.shape[0]), extra={**site.extra, "tokens": cut}, window=window)
+
+    if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
+        out = attend(q, k, v, 0, q.shape[0])
+        for start, stop, edits in groups:
+            for edit in edits:
+                edit.observe(local(start, stop), q[start:stop], k[start:stop])
+        return out
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
-        cut = {e: (a[rows], b[rows]) for e, (a, b) in site.extra["tokens"].items()}
-        local = replace(site, extra={**site.extra, "tokens": cut})
-        shift = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b)
-        parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local))
+        shift = lambda q_, k_, v_, a, b, bias=None, start=start: attend(q_, k_, v_, start + a, start + b, bias)
+        parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local(start, stop)))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
@@ -263,9 +285,15 @@ def _site(call, place, net, q_tokens, k_tokens):
     frames, height, width = _grid(geometry, net["shape"])
     tokens = frames * height * width
     if geometry.family in JOINT_FAMILIES:
-        return _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
-    kind = _kind(layer, place, net, k_tokens)
-    return None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step)
+        site = _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
+    else:
+        kind = _kind(layer, place, net, k_tokens)
+        length = net["appended"].length if net.get("appended") is not None else k_tokens
+        site = None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step, prompt=slice(0, length) if kind == "cross" else None)
+    if site is None:
+        return None
+    _, ph, pw = geometry.patch
+    return replace(site, frames=frames, window=(0.0, 0.0, width * pw / net["shape"][-1], height * ph / net["shape"][-2]), latent=net["shape"])
 
 
 def _kind(layer, place, net, k_tokens):
@@ -285,15 +313,23 @@ def _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width):
         return None
     if q_tokens == net.get("image", tokens):         # image-only attention inside a joint block (SD3.5 medium)
         return Site("self", layer, height, width, None, slice(0, tokens), None, call.step)
+    slices = joint_slices(geometry, net, q_tokens, tokens)
+    if slices is None:
+        return None
+    prompt = prompt_of(call, slices[0], net["text_tokens"]) if net.get("text_tokens") else None
+    return Site("joint", layer, height, width, *slices, None, call.step, prompt=prompt)
+
+
+def joint_slices(geometry, net, count, tokens):
+    """Slices of the text and of the picture in a stream of `count` tokens that holds both, None where they do not fit."""
     padded = -(-tokens // geometry.multiple) * geometry.multiple
-    text = net.get("text") or (q_tokens - padded)
-    others = q_tokens - text - padded                # tokens of reference pictures
+    text = net.get("text") or (count - padded)
+    others = count - text - padded                   # tokens of reference pictures
     if text <= 0 or others < 0:
         return None
     begin = (text if geometry.text_first else 0) + (others if geometry.image_last else 0)
-    where = slice(0, text) if geometry.text_first else slice(q_tokens - text, q_tokens)
-    return Site("joint", layer, height, width, where, slice(begin, begin + tokens), None, call.step)
-
+    where = slice(0, text) if geometry.text_first else slice(count - text, count)
+    return where, slice(begin, begin + tokens)
 
 class _Attention:
     """One call of the host's attention function, split into rows and heads."""
@@ -321,7 +357,15 @@ class _Attention:
         mask = self.mask
         if mask is not None and mask.ndim >= 3 and mask.shape[0] == self.rows and (start, stop) != (0, self.rows):
             mask = mask[start:stop]
+        if mask is not None and 1 < mask.shape[-1] < k.shape[2]:      # keys that an edit appended are open
+            missing = k.shape[2] - mask.shape[-1]
+            mask = torch.cat((mask, mask.new_full((*mask.shape[:-1], missing), mask.dtype == torch.bool)), -1)
         if extra_mask is not None:
+            extra_mask = fit_bias(extra_mask, k.shape[2], q.shape[2]).to(q.dtype)
+            if mask is not None and mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+            if mask is not None and mask.ndim == 3:
+                mask = mask.unsqueeze(1)
             mask = extra_mask if mask is None else mask + extra_mask
         return self._call(q, k, v, mask, _subset(self.options, start, stop, self.rows) if self.rows == self.main else self.options)
 
@@ -341,6 +385,16 @@ class _Attention:
 
     def result(self, out):
         return out if self.keep else _flat(out)
+
+
+def _additive(mask, dtype):
+    """An attention mask as the host's functions take it (2 to 4 axes, True = visible or additive) as [rows or 1, heads or 1, queries or 1, keys]."""
+    if mask is None:
+        return None
+    mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return mask
 
 
 def _override(call, previous):
@@ -368,9 +422,15 @@ def _override(call, previous):
         refine = site is None and shadow is not None and net["prelude"] == "text"
         groups = [] if site is None else call.groups(options, main, place["layer"], site.kind)
         edited = any(edits for _, _, edits in groups)
-        if not (edited or text or refine or (site is not None and shadow is not None)):
+        looked = site is not None and call.references and references.wanted_at(call, place["layer"], site.kind)
+        if not (edited or looked or text or refine or (site is not None and shadow is not None)):
             return base(*args, **kwargs)
         attention = _Attention(base, args, kwargs, options, main)
+        if site is not None:
+            seen = references.attention(call, options, place["layer"], site.kind, attention.q, attention.k, attention.v, site.image) if looked else {}
+            site = replace(site, batch=main // len(call.roles(options)), shared=seen, partial=attention.mask is None)
+            if looked and not edited and not text and shadow is None:
+                return base(*args, **kwargs)
         if edited:
             if site.kind == "self" and q_tokens != k_tokens:
                 raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {site.layer} in parts (guides of different strength); "
@@ -392,10 +452,10 @@ def _dispatch(call, attention, site, groups, shadow, appended, refine):
     k, v = attention.k, attention.v
     if site is None:
         return attention.attend(q, k, v, 0, rows)
-    site = _with_extra(site, pairs, attention.plain)
+    site = replace(_with_extra(site, pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
     if shadow is not None:
         return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
-    return _rows(groups, q, k, v, attention.attend, site)
+    return _rows(groups, q, k, v, attention.attend, site, call, attention.options)
 
 
 def shadow_rows(call, options, x, roles):
@@ -423,7 +483,7 @@ def _refuse_unreachable(call):
     session = call.session
     for edit in call.edited:
         layers = session.selected(edit)
-        if layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
+        if edit.kinds and layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
             kinds = sorted({k for layer in layers for k in layer.attentions}) or ["no known"]
             raise ValueError(f"{type(edit).__name__} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "
                              f"attention. It has:\n{session.geometry.describe()}")
@@ -436,8 +496,8 @@ def _network(session):
 def expected(call, options):
     """{(edit, layer)} of the edits that the rows of a network call carry, on the layers that hold attention of their kinds."""
     pairs = set()
-    for role in call.roles(options):
-        for edit in call.edits_of(role):
+    for edits, _ in call.chunks(options):
+        for edit in edits:
             pairs.update((edit, layer) for layer in call.session.selected(edit) if set(edit.kinds) & set(layer.attentions))
     return pairs
 

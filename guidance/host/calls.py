@@ -6,8 +6,10 @@ import uuid
 import torch
 
 from ..attention.edits import merge_groups
+from ..attention.regions import WHOLE
 from ..layers import select
 from ..method import NEGATIVE, POSITIVE
+from .references import entry_of
 
 OPTION = "lodestar_call"
 
@@ -23,6 +25,9 @@ class Call:
         self.main_done = False
         self.combined = False
         self.negative_seen = False
+        # references (guidance.host.references): what is kept of them, how many chunks are still to be evaluated, whether they are evaluated ahead, the call's options
+        self.bank, self.expected, self.ahead, self.options = {}, 0, False, None
+        self.live, self._picked = None, {}      # the options of the network call that runs; layers of the block edits at this step
 
     # conditionings
 
@@ -30,21 +35,26 @@ class Call:
         """The conditioning list of a branch: copies of its prompt's entries under uuids of their own (step caches file by uuid)."""
         session = self.session
         source = session.prompt_conds(branch.prompt)
+        if branch.source is not None:
+            source = [entry_of(source, float(self.step.sigma.flatten()[0]))]
         out = []
         for entry in source:
             entry = dict(entry)
             name = f"{entry.get('uuid', id(entry))}/{session.branch_number(branch)}"
             entry["uuid"] = uuid.uuid5(uuid.NAMESPACE_OID, name)
             session.roles[entry["uuid"]] = branch
+            session.entries[entry["uuid"]] = entry
             out.append(entry)
         return out
 
     def edits_of(self, branch):
         """The attention edits of a role, outermost first."""
-        if branch is None:
-            return ()
-        own = branch.edits
-        return own + self.plan.edits if branch.prompt == "positive" and branch.model is None else own
+        own = branch.edits if branch is not None else ()
+        if branch is not None and branch.model is not None:
+            return own
+        if branch is not None and branch.source is not None:
+            return own + tuple(e for e in self.plan.edits if e.everywhere)
+        return own + tuple(e for e in self.plan.edits if e.wanted(branch) and e.acts(self.step))
 
     @property
     def edited(self):
@@ -53,6 +63,39 @@ class Call:
         for branch in self.plan.branches:
             found += [e for e in branch.edits if e not in found]
         return tuple(dict.fromkeys(found))
+
+    @property
+    def references(self):
+        """The branches that any edit of this call looks at."""
+        return tuple(dict.fromkeys(b for edit in self.edited for b in edit.references))
+
+    # blocks
+
+    def blocks_of(self, branch):
+        """The block edits of a role, outermost first."""
+        if branch is None or branch.model is not None:
+            return ()
+        if branch.source is not None:
+            return branch.blocks
+        return branch.blocks + getattr(self.plan, "blocks", {}).get(branch.prompt, ())
+
+    @property
+    def blocked(self):
+        """Every block edit that any role of this call carries."""
+        found = [e for branch in self.plan.branches for e in branch.blocks] + [e for edits in getattr(self.plan, "blocks", {}).values() for e in edits]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def rotated(self):
+        """The attention edits of this call that need to know the rotary embedding."""
+        return tuple(e for e in self.edited if getattr(e, "unrotates", False))
+
+    def picked(self, edit):
+        """The layers that a block edit acts on at this step."""
+        if edit not in self._picked:
+            chosen = self.session.selected(edit)
+            self._picked[edit] = frozenset(edit.pick(tuple(x for x in self.session.geometry.layers if x in chosen), self.step))
+        return self._picked[edit]
 
     # rows
 
@@ -69,12 +112,40 @@ class Call:
         uuids = options.get("uuids") or [None] * len(indices)
         return [self.role(u, i) for u, i in zip(uuids, indices)]
 
-    def groups(self, options, rows, layer, kind):
-        """[(start, stop, edits)] of a network call's rows at one layer."""
+    def chunks(self, options):
+        """[(edits, window)] of a network call's chunks: the edits that their prompts carry, outermost first, and the part of the picture that they show."""
         roles = self.roles(options)
-        size = rows // len(roles)
-        labels = [tuple(e for e in self.edits_of(r) if kind in e.kinds and layer in self.session.selected(e)) for r in roles]
-        return merge_groups(labels, size)
+        uuids = options.get("uuids") or [None] * len(roles)
+        marked = any(e.get("lodestar_prompt") is not None for e in self.session.entries.values())
+        found = []
+        for role, u in zip(roles, uuids):
+            entry = self.session.entries.get(u, {})
+            # an edit that knows the words of one prompt keeps to it where the positive conditioning holds several
+            edits = tuple(e for e in self.edits_of(role) if getattr(e, "mark", None) is None or not marked or entry.get("lodestar_prompt") == e.mark)
+            found.append((edits, self._window(entry)))
+        return found
+
+    def _window(self, entry):
+        """(left, top, width, height) of a conditioning's area, in fractions of the latent."""
+        area = entry.get("area")
+        if not area or self.step is None or area[0] == "percentage":
+            return WHOLE
+        half, (high, wide) = len(area) // 2, self.step.x.shape[-2:]
+        h, w, y, x = area[half - 2], area[half - 1], area[-2], area[-1]
+        return x / wide, y / high, min(w, wide - x) / wide, min(h, high - y) / high
+
+    def groups(self, options, rows, layer, kind):
+        """[(start, stop, edits)] of a network call's rows at one layer. Chunks of other parts of the picture are groups of their own."""
+        chunks = self.chunks(options)
+        size = rows // len(chunks)
+        labels = [(tuple(e for e in edits if kind in e.kinds and layer in self.session.selected(e)), window) for edits, window in chunks]
+        labels = [(edits, window if edits else None) for edits, window in labels]
+        return [(start, stop, label[0]) for start, stop, label in merge_groups(labels, size)]
+
+    def window_at(self, options, row, rows):
+        """The window of the chunk that a row belongs to."""
+        chunks = self.chunks(options)
+        return chunks[row // (rows // len(chunks))][1]
 
     def layers_with(self, kind):
         """The layers that any edit of this call touches with attention of one kind."""
@@ -90,11 +161,12 @@ class Session:
 
     def __init__(self, run, guider, arguments):
         self.run, self.guider, self.arguments = run, guider, arguments
-        self.roles = {}
+        self.roles, self.entries = {}, {}
         self.forced_role = None
         self._branches, self._selected, self._prompts = {}, {}, {}
         self._geometry = None
         self.peers = {}
+        self.references, self.references_first = {}, False      # latents and noise of references; whether they cannot share the others' network calls
         self.converted = {}      # {Prompt: entries} of the methods' own prompts, their hooks registered
 
     @property
@@ -123,7 +195,10 @@ class Session:
         for name, branch in (("positive", POSITIVE), ("negative", NEGATIVE)):
             for entry in self.guider.conds.get(name) or []:
                 if "uuid" in entry:
+                    if self.entries.get(entry["uuid"], entry) is not entry:
+                        entry["uuid"] = uuid.uuid4()       # the host copies an area with its uuid from the one prompt to the other
                     self.roles[entry["uuid"]] = branch
+                    self.entries[entry["uuid"]] = entry
 
     def prompt_conds(self, prompt):
         """The processed conditioning entries of "positive", "negative" or a Prompt."""

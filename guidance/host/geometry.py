@@ -19,6 +19,8 @@ def _unet(net):
                 kinds = ["cross" if getattr(block, "disable_self_attn", False) else "self"]
                 if getattr(block, "attn2", None) is not None:
                     kinds.append("cross")
+                if hasattr(module, "time_stack"):
+                    kinds.append("temporal")
                 layers.append(Layer(stage, index, depth if len(blocks) > 1 else None, tuple(kinds), (stage, index, depth)))
 
     for i, block in enumerate(net.input_blocks):
@@ -113,6 +115,15 @@ def of_network(net):
     return Geometry("unknown", ())
 
 
+def output_levels(net):
+    """{output block: number of its resolution, 0 the smallest} of a U-Net, {} of other networks."""
+    found, level = {}, 0
+    for i, block in enumerate(getattr(net, "output_blocks", ())):
+        found[i] = level
+        level += any(type(module).__name__ == "Upsample" for module in block)
+    return found
+
+
 def of_model(patcher):
     """The Geometry of a MODEL."""
     return of_network(diffusion_model(patcher))
@@ -130,3 +141,23 @@ def checkpoint_modules(net):
         if blocks is not None:
             found += list(blocks.values() if hasattr(blocks, "values") else blocks)
     return found
+
+
+_STACKS = {"double": ("double_blocks", "joint_blocks", "double_layers", "double_stream_blocks", "transformer_blocks"),
+           "single": ("single_blocks", "single_layers", "single_stream_blocks"), "layer": ("layers",), "block": ("transformer_blocks", "blocks")}
+
+
+def block_modules(net, layer):
+    """{part: module} of a layer: "space" its transformer block, "time" the block over the frames behind it, where there is one (SVD)."""
+    if layer.stage in ("input", "middle", "output") and hasattr(net, "input_blocks"):
+        sequence = net.middle_block if layer.stage == "middle" else getattr(net, f"{layer.stage}_blocks")[layer.index]
+        holder = next(module for module in sequence if getattr(module, "transformer_blocks", None) is not None)
+        found = {"space": holder.transformer_blocks[layer.depth or 0]}
+        if hasattr(holder, "time_stack"):
+            found["time"] = holder.time_stack[layer.depth or 0]
+        return found
+    for name in _STACKS[layer.stage]:
+        blocks = getattr(net, name, None)
+        if blocks is not None and len(blocks) > layer.index:
+            return {"space": list(blocks.values() if hasattr(blocks, "values") else blocks)[layer.index]}
+    raise LookupError(f"{type(net).__name__} has no module for {layer}")

@@ -10,6 +10,7 @@ import comfy.utils
 import torch
 from tqdm.auto import tqdm
 
+from ..attention.sources import Recorder
 from ..inversion import ddim
 from ..method import BadInput
 from .features import is_flow
@@ -22,10 +23,10 @@ except ImportError:  # the host from PyPI keeps it in its package
 
 
 class InversionSampler(comfy.samplers.Sampler):
-    """A sampler that goes up the noise levels from the clean latent. `result` keeps the final state as the model sees it."""
+    """A sampler that goes up the noise levels from the clean latent. `result` keeps the final state as the model sees it, `trajectory` all states."""
 
     def __init__(self, method):
-        self.method, self.result = method, None
+        self.method, self.result, self.trajectory = method, None, None
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         method = self.method
@@ -33,9 +34,12 @@ class InversionSampler(comfy.samplers.Sampler):
         model = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
         total = len(sigmas) - 1
         extra_args = {**extra_args, "denoise_mask": None}
+        recorder, lowest = Recorder(), float(sigmas[0])
+        recorder.add(ddim.signal(lowest, flow) * latent_image, lowest)
         with tqdm(total=total, disable=disable_pbar) as bar:
             def report(i, x, sigma, g):
                 bar.update(1)
+                recorder.add(x, sigma)
                 if callback is not None:
                     callback(i, g, x, total)
 
@@ -51,7 +55,7 @@ class InversionSampler(comfy.samplers.Sampler):
                     x = run(predict)
             else:
                 x = run(plain)
-        self.result = x
+        self.result, self.trajectory = x, recorder.finish()
         return x
 
 
@@ -64,8 +68,9 @@ class InvertedNoise:
 
     seed = 0
 
-    def __init__(self, state, scale_noise, scale_latent, to_model):
+    def __init__(self, state, scale_noise, scale_latent, to_model, trajectory=None):
         self.state, self.scale_noise, self.scale_latent, self.to_model = state, scale_noise, scale_latent, to_model
+        self.trajectory = trajectory
 
     def generate_noise(self, input_latent):
         latent = input_latent["samples"]
@@ -100,7 +105,7 @@ def schedule(method, sampling):
 
 
 def invert(method, model, positive, negative, latent, sigmas=None):
-    """(LATENT, NOISE, SIGMAS): the state at the highest level, the noise that leads there, the schedule of the replay.
+    """(LATENT, NOISE, SIGMAS): the state at the highest level, the noise that leads there (its `trajectory`: all states on the way), the schedule of the replay.
 
     The LATENT is for samplers that add no noise of their own (eps and v models); on flow models, where the host scales the latent away, use the NOISE.
     """
@@ -135,4 +140,4 @@ def invert(method, model, positive, negative, latent, sigmas=None):
     state = sampler.result.to("cpu", torch.float32)
     result = {k: v for k, v in latent.items() if k != "noise_mask"}
     result["samples"] = out.to(comfy.model_management.intermediate_device())
-    return result, InvertedNoise(state, scale_noise, scale_latent, model.get_model_object("process_latent_in")), sigmas
+    return result, InvertedNoise(state, scale_noise, scale_latent, model.get_model_object("process_latent_in"), sampler.trajectory), sigmas

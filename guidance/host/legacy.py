@@ -13,7 +13,7 @@ import torch
 from .. import engine
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE
-from . import attention_hooks, features
+from . import attention_hooks, block_hooks, features
 from .attach import KEY, models_of, prompts_of
 from .calls import OPTION, Call, Session
 
@@ -80,6 +80,9 @@ class Hooks:
         self.last = level
         step = self.session.run.step(x, sigma)
         self.call = _Call(self.session, engine.plan(self.session.run, step, _PROBE), step)
+        if self.call.references:
+            raise ValueError(f"{next(type(e).__name__ for e in self.call.edited if e.references)}: attention to a reference picture needs a newer ComfyUI (December 2024 or later); this one cannot "
+                             "evaluate the reference beside the prompts. Without a reference.")
 
     def network(self, apply, args):
         """Around each network call: our edits for its rows, and no rows for a negative prompt that a gate has switched off."""
@@ -95,6 +98,7 @@ class Hooks:
         self.session.forced_role = self.branches
         options = {"transformer_options": {**c["transformer_options"], OPTION: call, "cond_or_uncond": list(chunks), "lodestar_chunks": list(chunks)}}
         attention_hooks.install(call, options)
+        block_hooks.install(call, options)
         c["transformer_options"] = options["transformer_options"]
         report = self.session.run.report
         keep = [i for i, chunk in enumerate(chunks) if self.branches is not None or chunk == 0 or not self._closed()]
@@ -115,6 +119,13 @@ class Hooks:
         return full
 
     def _pass(self, apply, args, c):
+        call = c.get("transformer_options", {}).get(OPTION)
+        if call is not None and call.blocked:
+            with block_hooks.placed(call, c["transformer_options"], apply.__self__.diffusion_model):
+                return self._network(apply, args, c)
+        return self._network(apply, args, c)
+
+    def _network(self, apply, args, c):
         if self.earlier_network is not None:
             return self.earlier_network(apply, {**args, "c": c})
         return apply(args["input"], args["timestep"], **c)

@@ -8,7 +8,7 @@ import torch
 from .. import engine
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE, Branch
-from . import attention_hooks, features, gradients, peers, prompts
+from . import attention_hooks, block_hooks, features, gradients, peers, prompts, references, unet_hooks
 from .attach import KEY
 from .calls import OPTION, Call, Session
 
@@ -41,6 +41,7 @@ def outer_sample(executor, *args, **kwargs):
         with prompts.prepared(session) as carried, peers.loaded(session, carried):
             out = executor(*args, **kwargs)
         attention_hooks.check_run(session)
+        block_hooks.check_run(session)
         run.report.finished = True
         return out
     finally:
@@ -68,6 +69,7 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
     session.note_prompts()
     step = run.step(x, timestep)
     scale = getattr(guider, "cfg", None)
+    step.maps["noise"] = lambda: references.run_noise(session, x.shape, x.device)
     plan = engine.plan(run, step, 1.0 if scale is None else float(scale))
     if plan.idle and plan.w == scale:
         # nothing acts here: the host's own way, bit for bit; only the count of evaluations is kept
@@ -107,6 +109,8 @@ def _evaluate(executor, call, x, timestep, model_options, seed, guider, scale):
     plan, session = call.plan, call.session
     options = _with_call(model_options, call)
     attention_hooks.install(call, options)
+    block_hooks.install(call, options)
+    call.options = options
     if plan.wants_negative:
         options["disable_cfg1_optimization"] = True
     if plan.rule is not None and plan.w != 1.0:
@@ -172,7 +176,7 @@ def calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     if call is None or call.main_done or model is not call.session.model:
         return executor(model, conds, x_in, timestep, model_options)
     call.main_done = True
-    extra = [call.conds_of(branch) for branch in call.batched]
+    extra = [call.conds_of(branch) for branch in (*call.batched, *references.begin(call, conds, timestep, model_options))]
     out = executor(model, list(conds) + extra, x_in, timestep, model_options)
     guider = call.session.guider
     for entries, prediction in zip(conds, out):
@@ -195,7 +199,9 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     roles = call.roles(options)
     # third-party patches know 0 (conditional) and 1 (unconditional) only
     options["cond_or_uncond"] = [c if c < 2 or r is None else (1 if r.prompt == "negative" else 0) for c, r in zip(chunks, roles)]
-    options["lodestar_net"] = {"shape": tuple(x.shape), "rows": x.shape[0]}
+    options["lodestar_net"] = {"shape": tuple(x.shape), "rows": x.shape[0], "text_tokens": c_crossattn.shape[1] if torch.is_tensor(c_crossattn) else None}
+    if call.references:
+        x = references.enter(call, options, x, t, roles)
     _no_step_cache_for_newcomers(options)
     report = call.session.run.report
     with call.session.run.lock:
@@ -203,10 +209,12 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
         report.evaluations += len(chunks)
         report.by_kind.update(_kind(r) for r in roles)
     shadow = attention_hooks.shadow_rows(call, options, x, roles) if c_crossattn is not None else None
-    if shadow is None:
-        out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    else:
-        out = executor(*shadow.expand(x, t, c_concat, c_crossattn, control, options), **shadow.expand_dict(kwargs))[:x.shape[0]]
+    network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None) or call.session.model.diffusion_model
+    with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network):
+        if shadow is None:
+            out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        else:
+            out = executor(*shadow.expand(x, t, c_concat, c_crossattn, control, options), **shadow.expand_dict(kwargs))[:x.shape[0]]
     attention_hooks.check_fired(call, options)
     return out
 
@@ -226,4 +234,6 @@ def _kind(role):
         return "positive"
     if role == NEGATIVE:
         return "negative"
+    if isinstance(role, Branch) and role.source is not None:
+        return "reference"
     return "branch" if isinstance(role, Branch) else "other"

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from ..attention.edits import apply_rows
+from ..attention.edits import add_bias, apply_rows, rows_of
+from .places import inside, prompt_of
 
 
 def own_tokens(session, prompt, like):
@@ -43,6 +44,12 @@ def _pad_mask(mask, length, hidden):
     """An attention mask over text with more tokens in its last axis, hidden or not."""
     value = (-torch.inf if hidden else 0) if mask.is_floating_point() else (0 if hidden else 1)
     return torch.cat((mask, mask.new_full((*mask.shape[:-1], length - mask.shape[-1]), value)), -1)
+
+
+def _sum(mask, bias):
+    if mask is None or bias is None:
+        return bias if mask is None else mask
+    return add_bias(mask, bias)
 
 
 class Shadow:
@@ -95,16 +102,13 @@ class Shadow:
         """Hides the padding of a text stream that is shorter than the other; `begin` is where the text starts among the keys."""
         if length == self.lengths[2]:
             return None
-        mask = torch.zeros(1, 1, q.shape[2], k.shape[2], dtype=q.dtype, device=q.device)
+        mask = torch.zeros(1, 1, 1, k.shape[2], dtype=q.dtype, device=q.device)
         mask[..., begin + length: begin + self.lengths[2]] = float("-inf")
         return mask
 
     def _begin(self, text):
         """Where the prompt's tokens start in the text of a joint call, which may hold registers or other encoders' tokens too."""
-        model = self.call.session.model.diffusion_model
-        first = self.call.session.geometry.family == "lumina" or (
-            getattr(model, "byt5_in", None) is not None and getattr(model, "cond_type_embedding", None) is None)
-        return text.start if first else text.stop - self.lengths[2]
+        return prompt_of(self.call, text, self.lengths[2]).start
 
     def refine(self, q, k, v, attend):
         """Attention among text tokens alone, before the blocks: the padding of each stream stays hidden."""
@@ -117,15 +121,19 @@ class Shadow:
         n, rows = self.n, self.rows
         masks = [self._mask(q, k, length, self._begin(site.text)) if site.text is not None else None for length in self.lengths[:2]]
         own = [(a, b, tuple(e for e in edits if e != self.edit)) for a, b, edits in groups]
-        parts = []
-        for start, stop, edits in own:
+
+        def run(start, stop, row, edits, mask):
             cut = slice(start, stop)
-            base = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b, masks[0])
-            parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, replace(site, extra={"tokens": {}, "plain": None})))
-        out = torch.cat(parts)
+            base = lambda q_, k_, v_, a, b, bias=None: attend(q_, k_, v_, start + a, start + b, _sum(mask, bias))
+            local = replace(rows_of(site, row, row + stop - start, q.shape[0]), extra={"tokens": {}, "plain": None}, window=inside(site.window, call.window_at(self.options, row, n)))
+            return apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, local)
+
+        out = torch.cat([run(start, stop, start, edits, masks[0]) for start, stop, edits in own])
         if site.kind != "joint":
             return torch.cat((out, out[rows]))
-        other = attend(q[n:], k[n:], v[n:], n, n + len(rows), masks[1]).clone()
+        # a shadow is its original with another text: the original's edits that have nothing to do with its text act on it too
+        places = [(start, tuple(e for e in edits if e.any_text or e.everywhere), [n + j for j, row in enumerate(rows) if start <= row < stop]) for start, stop, edits in own]
+        other = torch.cat([run(at[0], at[-1] + 1, start, edits, masks[1]) for start, edits, at in places if at]).clone()
         rest = slice(site.text.stop, None) if site.text.start == 0 else slice(0, site.text.start)     # the picture, and reference pictures
         image = out[rows][:, :, rest]
         if layer in call.session.selected(self.edit):

@@ -3,10 +3,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lodestar.guidance.attention.edits import AttentionEdit, Site, apply_rows, chain, merge_groups
+from lodestar.guidance.attention.edits import AttentionEdit, AttentionObserver, Site, apply_rows, chain, merge_groups
 from lodestar.guidance.attention.nag import NegativeAttention, normalised
 from lodestar.guidance.perturbation.pag import IdentitySelfAttention, PerturbedAttentionGuidance
-from lodestar.guidance.method import POSITIVE, Step
+from lodestar.guidance.method import NEGATIVE, POSITIVE, Branch, Step
 
 PAG = pytest.mark.method("LodestarPerturbedAttentionGuidance")
 NAG = pytest.mark.method("LodestarNormalizedAttentionGuidance")
@@ -117,6 +117,44 @@ def test_rows_are_edited_by_their_own_edits_and_chains_nest():
     assert merge_groups([(), (), (Add(1.0),)], 2) == [(0, 4, ()), (4, 6, (Add(1.0),))]
     doubled = chain([Add(1.0), Add(5.0)], Site("self", None), attend)(q, k, v)
     torch.testing.assert_close(doubled, plain + 6.0)
+
+
+class Watch(AttentionObserver):
+    """Notes what it is shown."""
+
+    seen = []
+
+    def observe(self, site, q, k):
+        Watch.seen.append((q, k, site.mask))
+
+
+def test_observers_change_nothing_and_see_what_attention_is_given():
+    q, k, v = qkv(rows=4)
+    Watch.seen.clear()
+    calls = []
+
+    def base(q_, k_, v_, start, stop):
+        calls.append((start, stop))
+        return attend(q_, k_, v_)
+    mask = torch.arange(4.0).view(4, 1, 1, 1)
+    out = apply_rows(merge_groups([(Watch(),), ()], 2), q, k, v, base, Site("self", None, mask=mask))
+    assert torch.equal(out, attend(q, k, v)) and calls == [(0, 4)]      # one call for all rows, with or without an observer
+    seen_q, seen_k, seen_mask = Watch.seen.pop()
+    assert torch.equal(seen_q, q[:2]) and torch.equal(seen_k, k[:2]) and torch.equal(seen_mask, mask[:2])
+
+    class Double(Add):
+        def apply(self, site, q_, k_, v_, attend_):
+            return attend_(2 * q_, k_, v_)
+    apply_rows(merge_groups([(Watch(), Double(0.0)), ()], 2), q, k, v, base, Site("self", None))
+    assert torch.equal(Watch.seen.pop()[0], 2 * q[:2])
+
+
+def test_which_rows_carry_an_edit():
+    class Everywhere(Add):
+        everywhere = True
+    roles = (POSITIVE, NEGATIVE, Branch(edits=(Add(1.0),)), Branch("negative", sigma_factor=2.0), None)
+    assert [Add(1.0).wanted(r) for r in roles] == [True, False, True, False, False]
+    assert all(Everywhere(1.0).wanted(r) for r in roles)
 
 
 def test_nothing_to_edit_is_one_call_of_everything():
