@@ -14,9 +14,11 @@ from typing import Any
 class Site:
     """Where an attention call happens.
 
-    kind: "self", "cross" or "joint". layer: guidance.layers.Layer. height, width: the token grid of the image (None where it is unknown).
+    kind: "self", "cross" or "joint", or "temporal" for attention over the frames behind a spatial block (SVD). layer: guidance.layers.Layer.
+    height, width: the token grid of the image (None where it is unknown), of `frames` frames in networks with one attention over space and time (None else).
     text: slice of the text tokens of a joint call (None else). image: slice of the image tokens of q. extra: what the edit asked the host to append
-    (e.g. negative tokens of a cross-attention), by edit.
+    (e.g. negative tokens of a cross-attention), by edit. rotation: the rotary embedding of q (guidance.host.rotary), for edits that ask by `unrotates`.
+    note(edit, tensor): files what a reading measures, tensor [rows, ...] (guidance.method.Reading).
     """
 
     kind: str
@@ -27,6 +29,9 @@ class Site:
     image: slice = field(default_factory=lambda: slice(None))
     extra: Any = None
     step: Any = None
+    rotation: Any = None
+    frames: int | None = None
+    note: Any = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class AttentionEdit:
 
     layers: str = ""
     kinds = ("self", "joint")
+    unrotates = False       # whether the edit wants `site.rotation`
 
     def __deepcopy__(self, memo):
         return self
@@ -42,6 +48,9 @@ class AttentionEdit:
     def default_layers(self, geometry):
         """The selector to use when `layers` is empty."""
         return "middle"
+
+    def check(self, geometry, layers):
+        """Raises ValueError where the edit has no meaning on a network's layers."""
 
     def apply(self, site, q, k, v, attend):
         raise NotImplementedError

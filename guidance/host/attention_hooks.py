@@ -4,9 +4,14 @@ Everything is put into the options of one call, chained in front of what others 
 """
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 import torch
 
 from ..attention.edits import Site, apply_rows
+from . import rotary
+from .calls import Noter
 from .features import wrappers
 from .shadow import Appended, Shadow
 
@@ -37,7 +42,7 @@ def _install_unet(call, transformer):
     replace = {kind: dict(table) for kind, table in transformer.get("patches_replace", {}).items()}
     patches = {kind: list(functions) for kind, functions in transformer.get("patches", {}).items()}
     for attention, kind in (("attn1", "self"), ("attn2", "cross")):
-        layers = call.layers_with(kind)
+        layers = call.layers_with(kind) | (call.layers_with("temporal") if kind == "self" and call.session.geometry.temporal else set())
         if not layers:
             continue
         table = replace.setdefault(attention, {})
@@ -123,6 +128,18 @@ def _temporal(call, q, layer, kind, extra):
     return seen[layer, kind] % 2 == 0
 
 
+def unet_grid(options, tokens):
+    """(height, width) of a U-Net layer with so many tokens, (None, None) where it is not known."""
+    shape = options.get("activations_shape")
+    if shape is not None:
+        return tuple(shape[-2:])
+    shape = options.get("original_shape")        # older hosts tell the latent's alone: it is halved, rounded up, from level to level
+    height, width = shape[-2:] if shape is not None else (0, 0)
+    while height * width > tokens:
+        height, width = -(-height // 2), -(-width // 2)
+    return (height, width) if height * width == tokens else (None, None)
+
+
 def _unet_replacement(call, layer, kind, previous):
     """The replacement of one layer's attention: rows with edits go through them, the others through what was there before."""
     carriers = [e for e in call.edited if getattr(e, "negative", None) is not None and kind in e.kinds and layer in call.session.selected(e)] if kind == "cross" else []
@@ -139,13 +156,15 @@ def _unet_replacement(call, layer, kind, previous):
             narrowed = _subset(extra, start, stop, rows)
             return (previous or _plain)(q_, k_, v_, narrowed)
 
-        shape = extra.get("activations_shape")
+        grid, now = unet_grid(extra, q.shape[1]), kind
         if _temporal(call, q, layer, kind, extra):
-            return (previous or _plain)(q, k, v, extra)
-        groups = call.groups(extra, rows, layer, kind)
+            if kind != "self":
+                return (previous or _plain)(q, k, v, extra)
+            grid, now = (None, None), "temporal"
+        groups = call.groups(extra, rows, layer, now)
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        site = Site(kind, layer, shape[-2] if shape else None, shape[-1] if shape else None, None, slice(None), None, call.step)
+        site = Site(now, layer, *grid, None, slice(None), None, call.step, note=Noter(call, extra, layer, rows))
 
         def attend_heads(q_, k_, v_, start, stop):
             return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop), heads)
@@ -158,18 +177,16 @@ def _unet_replacement(call, layer, kind, previous):
 
 
 def _with_extra(site, extras, plain):
-    from dataclasses import replace
     return replace(site, extra={"tokens": extras, "plain": plain})
 
 
 def _rows(groups, q, k, v, attend, site):
-    """apply_rows with the appended tokens cut to each group's rows."""
-    from dataclasses import replace
+    """apply_rows with the appended tokens and the rotary embedding cut to each group's rows."""
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
         cut = {e: (a[rows], b[rows]) for e, (a, b) in site.extra["tokens"].items()}
-        local = replace(site, extra={**site.extra, "tokens": cut})
+        local = replace(site, extra={**site.extra, "tokens": cut}, rotation=site.rotation and site.rotation.rows(start, stop), note=site.note and site.note.at(start))
         shift = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b)
         parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -194,7 +211,7 @@ def _block(layer, previous):
     def run(args, extra):
         options = args.get("transformer_options")
         net = None if options is None else options.get("lodestar_net")
-        place = {"layer": layer, "calls": 0, "total": None, "image": _tokens(args.get("img")), "text": _tokens(args.get("txt"))}
+        place = {"layer": layer, "calls": 0, "total": None, "image": _tokens(args.get("img")), "text": _tokens(args.get("txt")), "pe": args.get("pe")}
         if net is not None:
             if layer.stage == "double":
                 net["text"], net["image"] = place["text"], place["image"]
@@ -263,9 +280,10 @@ def _site(call, place, net, q_tokens, k_tokens):
     frames, height, width = _grid(geometry, net["shape"])
     tokens = frames * height * width
     if geometry.family in JOINT_FAMILIES:
-        return _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
+        site = _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
+        return None if site is None else replace(site, frames=frames)
     kind = _kind(layer, place, net, k_tokens)
-    return None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step)
+    return None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step, frames=frames)
 
 
 def _kind(layer, place, net, k_tokens):
@@ -382,8 +400,23 @@ def _override(call, previous):
                 raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {site.layer} in parts (guides of different strength); "
                                  "attention edits do not support that. Set the guides' strength to 1 or remove the edit.")
             net.setdefault("fired", set()).update((e, place["layer"]) for _, _, edits in groups for e in edits)
+            site = replace(site, note=Noter(call, options, place["layer"], main))
+            if any(e.unrotates for _, _, edits in groups for e in edits):
+                site = replace(site, rotation=_rotation(call, place, net, attention.q))
         return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine))
     return run
+
+
+def _rotation(call, place, net, q):
+    """The rotary embedding that the block of an attention call was given, None where it has none."""
+    pe = place.get("pe") if place.get("pe") is not None else net.get("pe")
+    if pe is None:
+        return None
+    found = rotary.read(pe, q, split=call.session.geometry.family == "cosmos")
+    if found is None and not vars(call.session).setdefault("rotation_unknown", False):
+        call.session.rotation_unknown = True
+        logging.warning("Lodestar: the rotary embedding of %s has a form that is not known; queries are edited as they are, turned.", _network(call.session))
+    return found
 
 
 def _dispatch(call, attention, site, groups, shadow, appended, refine):
@@ -429,6 +462,7 @@ def _refuse_unreachable(call):
     session = call.session
     for edit in call.edited:
         layers = session.selected(edit)
+        edit.check(session.geometry, layers)
         if layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
             kinds = sorted({k for layer in layers for k in layer.attentions}) or ["no known"]
             raise ValueError(f"{type(edit).__name__} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "

@@ -121,7 +121,8 @@ class Shadow:
         for start, stop, edits in own:
             cut = slice(start, stop)
             base = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b, masks[0])
-            parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, replace(site, extra={"tokens": {}, "plain": None})))
+            parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base,
+                                    replace(site, extra={"tokens": {}, "plain": None}, rotation=site.rotation and site.rotation.rows(start, stop), note=site.note and site.note.at(start))))
         out = torch.cat(parts)
         if site.kind != "joint":
             return torch.cat((out, out[rows]))
