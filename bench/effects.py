@@ -42,7 +42,7 @@ class Bench:
 
     def _key(self, generator, setup, found):
         return ("effects 1", generator, weights_mark(generator), repr(replace(setup, label="")), setup.sources, self.options.steps, SCHEDULER,
-                [(c.prompt, c.seed, c.extra, c.forbidden) for c in found], len({c.prompt for c in found}))
+                [(c.prompt, c.seed, c.extra, c.forbidden) for c in found], len({c.prompt for c in found}), *([setup.size] if setup.size != 1 else []))
 
     def sample(self, generator, setup):
         """The setup's Measured; batches that are in the cache are not sampled again."""

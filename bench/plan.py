@@ -40,7 +40,8 @@ def use(path, **values):
 
 @dataclass(frozen=True)
 class Setup:
-    """One way to sample. prompts: "captions", "empty" or "colourless"; task: "sample" or "inversion"; steps: None takes the bench's."""
+    """One way to sample. prompts: "captions", "empty" or "colourless"; task: "sample" or "inversion"; steps: None takes the bench's; size: how many times larger
+    than the pictures that the generator was trained on."""
 
     label: str
     cfg: float = 4.0
@@ -49,6 +50,7 @@ class Setup:
     prompts: str = "captions"
     task: str = "sample"
     steps: int | None = None
+    size: int = field(default=1, repr=False)      # not in the text by which finished results are found, unless it is another one
 
     @property
     def sources(self):

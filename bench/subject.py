@@ -33,8 +33,9 @@ class Case:
     extra: bool = False
     forbidden: str = ""
 
-    def noise(self):
-        return torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.prompt))
+    def noise(self, size=1):
+        shape = (SHAPE[0], SHAPE[1] * size, SHAPE[2] * size)
+        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.prompt))
 
 
 def cases(prompts, seeds, kind="captions", task="sample"):
@@ -174,7 +175,7 @@ class Subject:
             if setup.task == "inversion":
                 out = self._round_trip(setup, batch, positive, steps)
             else:
-                noise = torch.cat([c.noise() for c in batch])
+                noise = torch.cat([c.noise(setup.size) for c in batch])
                 guider = comfy.samplers.CFGGuider(self.guided(setup, batch))
                 guider.set_conds(positive, negative)
                 guider.set_cfg(setup.cfg)

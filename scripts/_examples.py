@@ -11,13 +11,13 @@ SIZE, SEED, STEPS, CFG = 128, 7, 20, 4.0
 class Scene:
     """The nodes that nearly every example has."""
 
-    def __init__(self, definitions, note, prompt=PROMPT, negative="", model="unet"):
+    def __init__(self, definitions, note, prompt=PROMPT, negative="", model="unet", size=SIZE):
         self.graph = g = Graph(definitions, note)
         self.load = g.add("LodestarLoadDemoModel", model=model)
         self.model, self.clip, self.vae = self.load[0], self.load[1], self.load[2]
         self.positive = g.add("CLIPTextEncode", "Positive prompt", text=prompt, clip=self.clip)[0]
         self.negative = g.add("CLIPTextEncode", "Negative prompt", text=negative, clip=self.clip)[0]
-        self.latent = g.add("EmptyLatentImage", width=SIZE, height=SIZE)[0]
+        self.latent = g.add("EmptyLatentImage", width=size, height=size)[0]
 
     def sample(self, model=None, positive=None, seed=SEED, cfg=CFG, title=None):
         return self.graph.add("KSampler", title, model=model or self.model, seed=seed, steps=STEPS, cfg=cfg, sampler_name="euler", scheduler="normal",
@@ -57,9 +57,9 @@ def _loss(scene):
     return scene.graph.add("LodestarTargetImageLoss", model=scene.model, image=target, vae=scene.vae, factor=4)[0]
 
 
-def guided(definitions, definition, name, cfg=CFG, **values):
+def guided(definitions, definition, name, cfg=CFG, size=SIZE, **values):
     """Load, guide, sample, save; with the same picture without the node beside it."""
-    scene = Scene(definitions, f"{definition.title}: {definition.description} Above with the node, below without.")
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Above with the node, below without.", size=size)
     model = scene.graph.add(definition.node_id, model=scene.model, **_fill(scene, definition), **values)[0]
     scene.save(scene.sample(model, cfg=cfg, title="With the node"), name, "With the node")
     scene.save(scene.sample(cfg=cfg, title="Without it"), f"{name}_without", "Without it")
@@ -123,6 +123,11 @@ OWN = {
     "LodestarGuidanceInspector": _inspector,
     "LodestarListLayers": _layers,
     "LodestarLoadDemoModel": _demo,
+    "LodestarSmoothedEnergyGuidance": lambda d, definition, name: guided(d, definition, name, cfg=2.0, scale=0.5, layers="all"),
+    "LodestarSkipLayerGuidance": lambda d, definition, name: guided(d, definition, name, cfg=2.0, scale=2.0, start_percent=0.0, end_percent=1.0),
+    "LodestarSpatiotemporalSkipGuidance": lambda d, definition, name: guided(d, definition, name, cfg=2.0, scale=2.0, mode="attention"),
+    "LodestarTokenPerturbationGuidance": lambda d, definition, name: guided(d, definition, name, cfg=2.0, scale=1.0),
+    "LodestarUpsampleGuidance": lambda d, definition, name: guided(d, definition, name, size=2 * SIZE),
     "LodestarModelPairGuidance": lambda d, definition, name: guided(d, definition, name, cfg=2.0),
 }
 
