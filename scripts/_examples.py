@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._graph import Graph
 
 PROMPT, OTHER = "a small blue square above a yellow triangle", "a large red circle"
-SIZE, SEED, STEPS, CFG = 128, 7, 20, 4.0
+SIZE, SEED, STEPS, CFG = 128, 16, 20, 4.0
 
 
 class Scene:
@@ -34,16 +34,16 @@ class Scene:
         return self.graph.add("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=self.latent)[0]
 
 
-def _fill(scene, definition):
-    """Something for each required socket of a node beside its model."""
+def _fill(scene, definition, extra):
+    """Something for each required socket of a node beside its model; `extra` is the text of further prompts."""
     g, wires = scene.graph, {}
     for i in definition.inputs:
         if i.widget or i.optional or i.name == "model":
             continue
         if i.type == "CONDITIONING":
-            wires[i.name] = g.add("CLIPTextEncode", f"Prompt for {i.name}", text="yellow", clip=scene.clip)[0]
+            wires[i.name] = g.add("CLIPTextEncode", f"Prompt for {i.name}", text=extra, clip=scene.clip)[0]
         elif i.type == "MODEL":
-            wires[i.name] = g.add("UNetSelfAttentionMultiply", "A weaker model", model=scene.model, out=0.7)[0]
+            wires[i.name] = g.add("UNetSelfAttentionMultiply", "A weaker model", model=scene.model, out=0.8)[0]
         elif i.type == "LODESTAR_LOSS":
             wires[i.name] = _loss(scene)
         else:
@@ -57,17 +57,17 @@ def _loss(scene):
     return scene.graph.add("LodestarTargetImageLoss", model=scene.model, image=target, vae=scene.vae, factor=4)[0]
 
 
-def guided(definitions, definition, name, cfg=CFG, size=SIZE, **values):
+def guided(definitions, definition, name, cfg=CFG, prompt=PROMPT, extra="yellow", seed=SEED, size=SIZE, **values):
     """Load, guide, sample, save; with the same picture without the node beside it."""
-    scene = Scene(definitions, f"{definition.title}: {definition.description} Above with the node, below without.", size=size)
-    model = scene.graph.add(definition.node_id, model=scene.model, **_fill(scene, definition), **values)[0]
-    scene.save(scene.sample(model, cfg=cfg, title="With the node"), name, "With the node")
-    scene.save(scene.sample(cfg=cfg, title="Without it"), f"{name}_without", "Without it")
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Above with the node, below without.", prompt, size=size)
+    model = scene.graph.add(definition.node_id, model=scene.model, **_fill(scene, definition, extra), **values)[0]
+    scene.save(scene.sample(model, seed=seed, cfg=cfg, title="With the node"), name, "With the node")
+    scene.save(scene.sample(seed=seed, cfg=cfg, title="Without it"), f"{name}_without", "Without it")
     return scene.graph
 
 
-def _universal(definitions, definition, name):
-    return guided(definitions, definition, name, scale=2.0)
+def _guided(**values):
+    return lambda definitions, definition, name: guided(definitions, definition, name, **values)
 
 
 def _cfgpp(definitions, definition, name):
@@ -117,18 +117,21 @@ def _demo(definitions, definition, name):
 
 
 OWN = {
-    "LodestarUniversalGuidance": _universal,
+    "LodestarAdaptiveProjectedGuidance": _guided(cfg=8.0),
+    "LodestarModelPairGuidance": _guided(cfg=2.0, scale=0.5),
+    "LodestarNormalizedAttentionGuidance": _guided(cfg=1.0, prompt="a large triangle", extra="a red triangle", seed=8),
+    "LodestarPerturbedAttentionGuidance": _guided(cfg=2.0, scale=2.0),
+    "LodestarUniversalGuidance": _guided(prompt="a red circle", scale=0.3),
     "LodestarCFGPlusPlusSampler": _cfgpp,
     "LodestarDDIMInversion": _inversion,
     "LodestarGuidanceInspector": _inspector,
     "LodestarListLayers": _layers,
     "LodestarLoadDemoModel": _demo,
-    "LodestarSmoothedEnergyGuidance": lambda d, definition, name: guided(d, definition, name, cfg=2.0, scale=0.5, layers="all"),
-    "LodestarSkipLayerGuidance": lambda d, definition, name: guided(d, definition, name, cfg=2.0, scale=2.0, start_percent=0.0, end_percent=1.0),
-    "LodestarSpatiotemporalSkipGuidance": lambda d, definition, name: guided(d, definition, name, cfg=2.0, scale=2.0, mode="attention"),
-    "LodestarTokenPerturbationGuidance": lambda d, definition, name: guided(d, definition, name, cfg=2.0, scale=1.0),
-    "LodestarUpsampleGuidance": lambda d, definition, name: guided(d, definition, name, size=2 * SIZE),
-    "LodestarModelPairGuidance": lambda d, definition, name: guided(d, definition, name, cfg=2.0),
+    "LodestarSmoothedEnergyGuidance": _guided(cfg=2.0, scale=0.5, layers="all"),
+    "LodestarSkipLayerGuidance": _guided(cfg=2.0, scale=2.0, start_percent=0.0, end_percent=1.0),
+    "LodestarSpatiotemporalSkipGuidance": _guided(cfg=2.0, scale=2.0, mode="attention"),
+    "LodestarTokenPerturbationGuidance": _guided(cfg=2.0, scale=1.0),
+    "LodestarUpsampleGuidance": _guided(size=2 * SIZE),
 }
 
 

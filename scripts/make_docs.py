@@ -18,7 +18,7 @@ if not __package__:
 import inspect
 import re
 
-from ..guidance.catalogue import HELP, ROOT, help_of, nodes, records, workflow_of
+from ..guidance.catalogue import HELP, ROOT, help_of, load_effects, nodes, records, workflow_of
 from .make_workflows import stale, write
 
 README = "README.md"
@@ -69,17 +69,18 @@ def _number(v):
     return "-" if v is None else f"{v:.3g}" if isinstance(v, (int, float)) else str(v)
 
 
-def effect_rows(record):
-    """(generator, metric, value with its interval, claimed direction, reached) of one method."""
-    for generator, metrics in record["effects"].items():
-        for metric, f in metrics.items():
+def effect_rows(node_id, effects):
+    """(generator, metric, base's value, value with its interval, claimed direction, what came of the claim) of one method, the claimed metrics first."""
+    for generator, metrics in effects.get(node_id, {}).items():
+        for metric, f in sorted(metrics.items(), key=lambda item: item[1]["claimed"] is None):
             interval = f" [{_number(f['low'])}, {_number(f['high'])}]" if f["low"] is not None else ""
-            reached = "-" if f["reached"] is None else "yes" if f["reached"] else "no"
-            yield generator, metric, _number(f["value"]) + interval, f["claimed"] or "-", reached
+            reached = f.get("verdict") or ("-" if f["reached"] is None else "reached" if f["reached"] else "not reached")
+            base = f.get("base", {}).get("value")
+            yield generator, metric, "-" if base is None else _number(base), _number(f["value"]) + interval, f["claimed"] or "-", reached if f["claimed"] else "-"
 
 
-def page(d, record, titles):
-    """The help page of one node; `record` is the catalogue's record of its method, or None."""
+def page(d, record, titles, effects=None):
+    """The help page of one node; `record` is the catalogue's record of its method, or None; `effects` what was measured, by node id."""
     parts = [f"# {d.title}"]
     if d.method is not None:
         parts.append(markdown(d.method.__doc__))
@@ -92,10 +93,10 @@ def page(d, record, titles):
         parts.append(f"Goes together with the node **{titles[d.part_of]}**.")
     if record is not None and d.method is not None:
         parts += ["## Cost", f"Network evaluations beyond plain CFG, per step where the method acts: {record['evaluations']}."]
-        rows = list(effect_rows(record))
+        rows = list(effect_rows(d.node_id, effects or {}))
         if rows:
             parts += ["## Measured effect", "On the bundled models, with 95% intervals; how it was measured: `docs/effects`.",
-                      table(("Model", "Metric", "Value", "Claimed", "Reached"), rows)]
+                      table(("Model", "Metric", "Without", "With", "Claimed", "Outcome"), rows)]
         papers = record["paper"] if isinstance(record["paper"], list) else [record["paper"]]
         parts += ["## Papers" if len(papers) > 1 else "## Paper", "\n".join(f"- {p}" for p in papers)]
     shown = titles.get(d.part_of, d.title)
@@ -120,11 +121,13 @@ def method_table(found):
     return table(("Method", "Paper", "Evaluations beyond CFG", "Example"), rows)
 
 
-def effect_table(found):
-    rows = [(r["title"], *row) for r in found for row in effect_rows(r)]
+def effect_table(found, effects):
+    """What became of the papers' claims: one row for each claimed metric."""
+    rows = [(f"[{r['title']}](docs/effects/effects.md#{r['id'].removeprefix('Lodestar').lower()})", *row)
+            for r in found for row in effect_rows(r["id"], effects) if row[-1] != "-"]
     if not rows:
         return "Not measured yet: `./scripts/bench effects` writes `docs/effects`."
-    return table(("Method", "Model", "Metric", "Value", "Claimed", "Reached"), rows)
+    return table(("Method", "Model", "Metric", "Without", "With", "Claimed", "Outcome"), rows)
 
 
 def replaced(text, name, body):
@@ -140,9 +143,10 @@ def files():
     """{path relative to the checkout: text} of everything generated."""
     definitions, found = nodes(), records()
     by_id, titles = {r["id"]: r for r in found}, {i: d.title for i, d in definitions.items()}
-    result = {help_of(i): page(d, by_id.get(i), titles) for i, d in definitions.items()}
+    effects = load_effects()
+    result = {help_of(i): page(d, by_id.get(i), titles, effects) for i, d in definitions.items()}
     readme = (ROOT / README).read_text(encoding="utf-8")
-    for name, body in (("nodes", node_table(definitions)), ("methods", method_table(found)), ("effects", effect_table(found))):
+    for name, body in (("nodes", node_table(definitions)), ("methods", method_table(found)), ("effects", effect_table(found, effects))):
         readme = replaced(readme, name, body)
     return result | {README: readme}
 

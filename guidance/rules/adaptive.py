@@ -7,7 +7,7 @@ import torch
 
 from ..method import NEGATIVE, POSITIVE, Gate, dot, noise_of, norm, param, window
 
-_start, _end = window("convergence is looked for")
+_, _end = window("convergence is looked for")
 
 
 def similarity(step, c, u):
@@ -29,8 +29,9 @@ class AdaptiveGuidance(Gate):
 
     In a batch the negative prompt is dropped when all samples have converged; until then a converged sample takes its conditional prediction.
 
-    Default: threshold 0.991, near the paper's saving of a quarter of the evaluations at 20 steps; lower saves more and moves the picture more.
-    The threshold depends on model and prompts. Cost: less than CFG; one read-back of [batch] numbers at the end of a step.
+    Defaults: threshold 0.991 (the paper's, whose saving is a quarter of the evaluations at 20 steps); lower saves more and moves the picture more. It depends
+    on model and prompts. Convergence is not looked for before start_percent 0.4 (ours): at high noise both predicted noises are little more than the noisy
+    picture itself, so that their cosine is near 1 before anything has converged. Cost: less than CFG; one read-back of [batch] numbers at the end of a step.
     Flow models: the noise, not the velocity, is compared (the paper's eps); both agree earlier in the schedule than on eps-models.
     Limits: looks at the plain conditional and unconditional predictions, so other methods' terms do not delay it; idle while the noise level rises (inversion),
     where there is nothing to converge to. A threshold above 1 is CFG: the node is then switched off.
@@ -45,7 +46,8 @@ class AdaptiveGuidance(Gate):
 
     threshold: float = param(
         0.991, "Cosine of the two noise predictions at which guidance stops. Lower: earlier, cheaper, further from CFG. Above 1: never.", -1.0, 1.01, 0.0005)
-    start_percent: float = _start
+    start_percent: float = param(
+        0.4, "Convergence is looked for from here on, as a fraction of the sampling schedule (0 = first step); at the first steps the two always look alike.", 0.0, 1.0, 0.001)
     end_percent: float = _end
 
     def neutral(self):

@@ -40,7 +40,7 @@ def lab(host):
         "nag": lambda kind, **k: NormalizedAttentionGuidance(**{"negative": lab.other, "scale": 3.0, **k}),
         "apg": lambda kind, **k: AdaptiveProjectedGuidance(**{"norm_threshold": 5.0, **k}),
         "interval": lambda kind, **k: GuidanceInterval(**{"start_percent": 0.3, "end_percent": 0.7, **k}),
-        "ag": lambda kind, **k: AdaptiveGuidance(**{"threshold": 0.5, **k}),
+        "ag": lambda kind, **k: AdaptiveGuidance(**{"threshold": 0.5, "start_percent": 0.0, **k}),
         "pair": lambda kind, **k: ModelPairGuidance(**{"weak_model": lab.weak[kind], "scale": 0.5, **k}),
         "universal": lambda kind, **k: UniversalGuidance(**{"loss": TargetImage(target=torch.ones(1, 4, 8, 8)), "scale": 0.5, "route": route, **k}),
     }

@@ -86,7 +86,7 @@ def test_unreachable_threshold_is_cfg(flow):
 @pytest.mark.method(AG)
 @FLOWS
 def test_lowest_threshold_is_the_conditional_model_from_the_second_step(flow):
-    out, count, _ = run(AdaptiveGuidance(-1.0), flow)
+    out, count, _ = run(AdaptiveGuidance(-1.0, start_percent=0.0), flow)
     sigmas, model = levels(flow, STEPS).float(), mixture(flow, dtype=torch.float32)
     x = state(model, 3, float(sigmas[0]))
     first = euler(x, sigmas[:2], lambda x, s: model(x, s) + (model(x, s, (0,)) - model(x, s)) * 4.0)
@@ -111,7 +111,7 @@ def test_similarity_is_the_cosine_of_the_noises(flow):
 @FLOWS
 def test_never_switches_back_and_saves_the_rest(flow):
     sigmas, model = levels(flow, STEPS).float(), mixture(flow, dtype=torch.float32)
-    r = engine.Run(engine.Pipeline((AdaptiveGuidance(0.97),)), sigmas, flow, percent_to_sigma(flow))
+    r = engine.Run(engine.Pipeline((AdaptiveGuidance(0.97, start_percent=0.0),)), sigmas, flow, percent_to_sigma(flow))
     evaluate, settled, negatives = model.evaluate(), [], []
 
     def predict(x, s):
@@ -134,7 +134,7 @@ def test_never_switches_back_and_saves_the_rest(flow):
 def test_each_sample_of_a_batch_settles_as_it_would_alone(flow):
     model = mixture(flow, dtype=torch.float32)
     x = state(model, 3, 1.0 if flow else 14.6)
-    method = AdaptiveGuidance(0.97)
+    method = AdaptiveGuidance(0.97, start_percent=0.0)
     together, many, _ = run(method, flow, x=x)
     alone = [run(method, flow, x=x[i:i + 1]) for i in range(3)]
     torch.testing.assert_close(together, torch.cat([a[0] for a in alone]), rtol=1e-4, atol=1e-5)
@@ -143,10 +143,10 @@ def test_each_sample_of_a_batch_settles_as_it_would_alone(flow):
 
 @pytest.mark.method(AG)
 def test_equal_prompts_settle_at_once_and_a_second_run_starts_anew():
-    out, count, _ = run(AdaptiveGuidance(), negative=(0,))
+    out, count, _ = run(AdaptiveGuidance(start_percent=0.0), negative=(0,))
     torch.testing.assert_close(out, run(None, w=1.0)[0], rtol=1e-5, atol=1e-5)
     assert count == STEPS + 1
-    first, second = run(AdaptiveGuidance(0.97)), run(AdaptiveGuidance(0.97))
+    first, second = run(AdaptiveGuidance(0.97, start_percent=0.0)), run(AdaptiveGuidance(0.97, start_percent=0.0))
     assert torch.equal(first[0], second[0]) and first[1] == second[1]
 
 
@@ -155,14 +155,14 @@ def test_window_and_rising_levels():
     late = run(AdaptiveGuidance(-1.0, start_percent=0.5))[2]
     assert late.report.evaluations == STEPS + sum(float(s) > percent_to_sigma()(0.5) for s in levels(steps=STEPS).float()[:-1]) + 1
     up = levels(steps=STEPS, zero=False).float().flip(0)
-    assert run(AdaptiveGuidance(-1.0), sigmas=up)[1] == 2 * (STEPS - 1)
+    assert run(AdaptiveGuidance(-1.0, start_percent=0.0), sigmas=up)[1] == 2 * (STEPS - 1)
 
 
 @pytest.mark.method(AG)
 def test_both_gates_together():
-    count = run(AdaptiveGuidance(-1.0), w=4.0)[1]
+    count = run(AdaptiveGuidance(-1.0, start_percent=0.0), w=4.0)[1]
     model, sigmas = mixture(dtype=torch.float32), levels(steps=STEPS).float()
-    for order in ((AdaptiveGuidance(-1.0), GuidanceInterval(0.3, 1.0)), (GuidanceInterval(0.3, 1.0), AdaptiveGuidance(-1.0))):
+    for order in ((AdaptiveGuidance(-1.0, start_percent=0.0), GuidanceInterval(0.3, 1.0)), (GuidanceInterval(0.3, 1.0), AdaptiveGuidance(-1.0, start_percent=0.0))):
         r = engine.Run(engine.Pipeline(order), sigmas, False, percent_to_sigma())
         evaluate = model.evaluate()
         euler(state(model, 3, 14.6), sigmas, lambda x, s, r=r, e=evaluate: engine.predict(r, x, s, 4.0, e))

@@ -240,6 +240,20 @@ def test_page_workflows_are_consistent(path):
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], "nodes lie on top of each other"
 
 
+def test_every_example_has_its_picture():
+    """The template browser shows NAME.jpg beside NAME.json."""
+    from PIL import Image
+
+    folder = catalogue.ROOT / "example_workflows"
+    found = {p.stem: p for p in folder.glob("*.jpg")}
+    assert set(found) == {p.stem for p in folder.glob("*.json")}, "run scripts/make_thumbnails.py"
+    for path in found.values():
+        with Image.open(path) as image:
+            assert image.format == "JPEG" and image.height == 256
+            low, high = image.convert("L").getextrema()
+            assert high - low > 50, f"{path.name} shows nothing"
+
+
 def test_every_node_is_in_an_example():
     import json
 

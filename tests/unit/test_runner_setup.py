@@ -114,6 +114,28 @@ def test_clone_gives_up_in_time(cache, monkeypatch):
         assert list((cache / "hosts").iterdir()) == []
 
 
+def test_clone_takes_the_pinned_release(cache, monkeypatch, tmp_path):
+    """From a repository with several releases: the pinned one, shallow; the second time nothing is fetched."""
+    source = modern(tmp_path / "source", "0.1.0")
+
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=source, check=True, capture_output=True)
+
+    git("init", "-q")
+    (source / "comfy" / "x.py").write_text("")
+    for version in ("0.1.0", _hosts.RELEASE, "99.0.0"):
+        (source / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+        git("add", "-A")
+        git("commit", "-q", "-m", version)
+        git("tag", f"v{version}")
+    monkeypatch.setattr(_hosts, "REPOSITORY", source.as_uri())
+    host = _hosts.clone()
+    assert (host.version, host.origin, host.kind) == (_hosts.RELEASE, "git", "modern")
+    assert len(subprocess.run(["git", "-C", host.path, "log", "--oneline"], capture_output=True, text=True, check=True).stdout.splitlines()) == 1
+    monkeypatch.setattr(_hosts, "REPOSITORY", "nowhere")
+    assert _hosts.clone().path == host.path
+
+
 def test_wanted_packages(tmp_path):
     text = _envs.wanted(_hosts.inspect(modern(tmp_path / "m", "1.0"), "cache"))
     assert "torch\nnumpy>=1\n" in text and "pytest" in text and "frontend" not in text and "templates" not in text

@@ -1,0 +1,81 @@
+"""Writes example_workflows/*.jpg, the pictures that ComfyUI's template browser shows: what each example makes, run on a ComfyUI.
+
+    python scripts/make_thumbnails.py PATH_OF_COMFYUI [NAME...]     in an environment that has this host; without names: those that are missing
+"""
+
+from __future__ import annotations
+
+import sys
+
+if not __package__:
+    import _alias
+
+    _alias.install()
+    from lodestar.scripts.make_thumbnails import main as _main
+
+    raise SystemExit(_main())
+
+import io
+import json
+
+from ..demo.runner_client import Client, files_of, texts_of
+from ..demo.runner_server import Server
+from ..guidance.catalogue import ROOT, WORKFLOWS
+
+HEIGHT, QUALITY = 256, 88
+
+
+def saved(graph):
+    """The ids of the nodes that save pictures, in the graph's order."""
+    return [k for k, node in graph.items() if node["class_type"] == "SaveImage"]
+
+
+def written(texts):
+    """Texts as a picture, for examples that make none."""
+    from PIL import Image, ImageDraw, ImageFont
+    text, font = "\n".join(texts), ImageFont.load_default()
+    _, _, right, low = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((12, 12), text, font=font)
+    sheet = Image.new("RGB", (round(right) + 12, max(HEIGHT, round(low) + 12)), "white")
+    ImageDraw.Draw(sheet).multiline_text((12, 12), text, fill="black", font=font)
+    return sheet.crop((0, 0, sheet.width, HEIGHT))
+
+
+def picture(client, graph):
+    """What an example saves, side by side in one picture, at most three; or what it says."""
+    from PIL import Image
+    outputs = client.run(graph)
+    if not saved(graph):
+        return written([t for output in outputs.values() for t in texts_of(output)])
+    parts = [Image.open(io.BytesIO(client.fetch(files_of(outputs[k])[0]))).convert("RGB") for k in saved(graph)[:3] if k in outputs]
+    parts = [p.resize((max(1, round(p.width * HEIGHT / p.height)), HEIGHT), Image.Resampling.LANCZOS) for p in parts]
+    sheet = Image.new("RGB", (sum(p.width for p in parts) + 4 * (len(parts) - 1), HEIGHT), "white")
+    left = 0
+    for p in parts:
+        sheet.paste(p, (left, 0))
+        left += p.width + 4
+    return sheet
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        print(__doc__)
+        return 2
+    host, *names = arguments
+    graphs = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted((ROOT / WORKFLOWS / "api").glob("*.json"))}
+    unknown = [n for n in names if n not in graphs]
+    if unknown:
+        print(f"no example of this name: {', '.join(unknown)}. There are: {', '.join(graphs)}")
+        return 2
+    folder = ROOT / WORKFLOWS
+    names = names or [n for n in graphs if not (folder / f"{n}.jpg").is_file()]
+    if names:
+        with Server(host) as server:
+            client = Client(server.url, server.alive)
+            for n in names:
+                picture(client, graphs[n]).save(folder / f"{n}.jpg", quality=QUALITY)
+                print(f"{n}.jpg", flush=True)
+    for left in folder.glob("*.jpg"):
+        if left.stem not in graphs:
+            left.unlink()
+    return 0
