@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .method import NEGATIVE, POSITIVE, Branch, Edit, Finish, Gate, Method, Rule, Steer, Step, Term
+from .method import NEGATIVE, POSITIVE, Branch, Edit, Finish, Gate, Method, Reading, Rule, Steer, Step, Term, Transform
 
 REPORTS = collections.deque(maxlen=16)     # the last runs' Report, newest last (for logs, bench and tests)
 _STAGES = (Gate, Rule, Edit, Term, Steer, Finish)
@@ -111,6 +111,7 @@ class Plan:
     branches: tuple
     wants_negative: bool
     blocks: dict = field(default_factory=dict)      # {"positive" or "negative": block edits of that prompt's rows}
+    readings: tuple = ()
 
     @property
     def idle(self):
@@ -137,9 +138,28 @@ def plan(run, step, w):
     for method in editors:
         for prompt, found in method.blocks(step).items() if isinstance(method, Edit) else ():
             blocks[prompt] = blocks.get(prompt, ()) + tuple(found)
-    wanted = [b for _, t in terms for b in t.branches(step)]
-    branches = tuple(dict.fromkeys(b for b in wanted if b not in (POSITIVE, NEGATIVE)))
-    return Plan(w, gates, rules[0] if rules else None, terms, steers, finishes, edits, branches, NEGATIVE in wanted, blocks)
+    wanted = [n for _, t in terms for b in t.branches(step) for n in _with_needs(b)]
+    branches = tuple(dict.fromkeys(b for b in wanted if isinstance(b, Branch) and b not in (POSITIVE, NEGATIVE)))
+    readings = tuple(dict.fromkeys(r for r in wanted if isinstance(r, Reading)))
+    return Plan(w, gates, rules[0] if rules else None, terms, steers, finishes, edits, branches, NEGATIVE in wanted, blocks, readings)
+
+
+def _with_needs(branch):
+    """What a branch's transform needs, in the order of evaluation, and the branch."""
+    needs = branch.transform.needs() if isinstance(branch, Branch) and isinstance(branch.transform, Transform) else ()
+    return [n for need in needs for n in _with_needs(need)] + [branch]
+
+
+def transformed(branch, step, x, sigma, seen, evaluate):
+    """The prediction of a branch with a transform; `evaluate(branch, x, sigma)` is the network's. `seen`: what is known already."""
+    change = branch.transform
+    if not isinstance(change, Transform):
+        return evaluate(branch, x if change is None else change(step, x), sigma)
+    missing = [n for n in change.needs() if n not in seen]
+    if missing:
+        raise RuntimeError(f"{type(change).__name__} needs {missing[0]}, which was not evaluated")
+    out = evaluate(branch, change.enter(step, x, seen), change.level(step, sigma))
+    return change.leave(step, x, out, seen)
 
 
 def _plain(method):
@@ -192,9 +212,13 @@ def predict(run, x, sigma, w, evaluate):
 
     def guided(at):
         local = dataclasses.replace(step, x=at)
-        need = [POSITIVE] + ([NEGATIVE] if active.w != 1.0 or active.wants_negative else []) + list(active.branches)
-        run.report.evaluations += len(need)
+        later = [b for b in active.branches if isinstance(b.transform, Transform)]
+        need = [POSITIVE] + ([NEGATIVE] if active.w != 1.0 or active.wants_negative else []) + [b for b in active.branches if b not in later]
+        run.report.evaluations += len(need) + len(later)
         seen.update(evaluate(need, at, sigma))
+        for branch in later:
+            plain = dataclasses.replace(branch, transform=None)
+            seen[branch] = transformed(branch, local, at, sigma, seen, lambda b, x_, sigma_: evaluate([plain], x_, sigma_)[plain])
         base = combine(run, local, active, seen[POSITIVE], seen.get(NEGATIVE), active.w)
         return add(run, local, active, base, seen)
 

@@ -135,3 +135,13 @@ def _part(geometry, part):
             return set()
         found = {x for x in found if deep[0] <= x.depth <= deep[1]}
     return found
+
+
+def published(geometry, table, default="middle"):
+    """The selector that `table` {family: selector} has for a network, `default` where it has none or the network lacks those layers."""
+    selector = table.get(geometry.family, default)
+    try:
+        select(geometry, selector)
+    except LayerError:
+        return default
+    return selector

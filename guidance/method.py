@@ -175,8 +175,9 @@ class Branch:
     """One prediction that a method asks for; equal branches of several methods are evaluated once.
 
     prompt: "positive", "negative" or a Prompt. edits: attention edits of this branch alone (guidance.attention.edits).
-    model: another MODEL. sigma_factor: the network is told sigma * factor. transform: a frozen callable (step, x) -> x' applied to the network's input.
-    blocks: block edits of this branch alone (guidance.attention.blocks).
+    model: another MODEL. sigma_factor: the network is told sigma * factor. transform: what the network is given in place of x: a Transform, or a frozen
+    callable (step, x) -> x'.
+    blocks: block edits of this branch alone (guidance.attention.blocks). windows: the prediction is made of crops, averaged where they overlap (Windows).
     source: what the rows hold in place of x (guidance.attention.sources.Source): a branch that is evaluated for what attention sees of it, not for its prediction.
     """
 
@@ -186,10 +187,76 @@ class Branch:
     sigma_factor: float = 1.0
     transform: Any = None
     blocks: tuple = ()
+    windows: Any = None
     source: Any = None
 
 
 POSITIVE, NEGATIVE = Branch(), Branch("negative")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A grid of overlapping crops: `count` along each axis, each `share` of the axis long, evenly spread from border to border."""
+
+    share: float = 0.625
+    count: int = 2
+
+    def axis(self, size):
+        """[(start, length)] along an axis of so many cells."""
+        length = min(size, max(1, round(self.share * size)))
+        if self.count == 1 or length == size:
+            return [((size - length) // 2, length)]
+        return [(round(i * (size - length) / (self.count - 1)), length) for i in range(self.count)]
+
+    def of(self, shape):
+        """[(height, width, y, x)] of the crops of a latent of this shape, in cells."""
+        return [(h, w, y, x) for y, h in self.axis(shape[-2]) for x, w in self.axis(shape[-1])]
+
+    def overlaps(self, shape):
+        """How many crops hold each cell: [height, width]."""
+        count = torch.zeros(shape[-2:])
+        for h, w, y, x in self.of(shape):
+            count[y:y + h, x:x + w] += 1
+        return count
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Something measured inside the network in the rows of "positive" or "negative" while they are evaluated.
+
+    edit: an attention edit that hands tensors to `site.note` and makes one value of them in `gather(parts, shape)`: parts are (area or None, layer, tensor) for
+    each chunk of the prompt's rows, shape is that of x.
+    """
+
+    prompt: str
+    edit: Any
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Base of what gives a branch's network another input, at its own noise level; it may look at other predictions, which are then evaluated first.
+
+    `seen` is {Branch: denoised, Reading: value} of what `needs` names.
+    """
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def needs(self):
+        """The Branches and Readings that must be known first."""
+        return ()
+
+    def enter(self, step, x, seen):
+        """The network's input in place of x; it may have another height and width."""
+        return x
+
+    def level(self, step, sigma):
+        """The noise level [batch] of that input."""
+        return sigma
+
+    def leave(self, step, x, denoised, seen):
+        """The branch's prediction from what the network returned."""
+        return denoised
 
 
 class Gate(Method):

@@ -127,6 +127,11 @@ OWN = {
     "LodestarGuidanceInspector": _inspector,
     "LodestarListLayers": _layers,
     "LodestarLoadDemoModel": _demo,
+    "LodestarSmoothedEnergyGuidance": _guided(cfg=2.0, scale=0.5, layers="all"),
+    "LodestarSkipLayerGuidance": _guided(cfg=2.0, scale=2.0, start_percent=0.0, end_percent=1.0),
+    "LodestarSpatiotemporalSkipGuidance": _guided(cfg=2.0, scale=2.0, mode="attention"),
+    "LodestarTokenPerturbationGuidance": _guided(cfg=2.0, scale=1.0),
+    "LodestarUpsampleGuidance": _guided(size=2 * SIZE),
 }
 
 

@@ -74,16 +74,19 @@ class SkipBlock(BlockEdit):
 
 @dataclass(frozen=True)
 class SkipTimeBlock(SkipBlock):
-    """Leaves out the blocks over the frames alone."""
+    """Leaves out the blocks over the frames alone, on networks that have such blocks."""
 
     parts = ("time",)
 
 
 @dataclass(frozen=True)
 class SkipSpaceBlock(SkipBlock):
-    """Leaves out the spatial blocks alone."""
+    """Leaves out the spatial blocks alone, on networks that have blocks over the frames beside them."""
 
     parts = ("space",)
+
+    def check(self, geometry, layers):
+        SkipTimeBlock().check(geometry, layers)
 
 
 def generator_of(*key):

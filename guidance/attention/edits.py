@@ -17,12 +17,13 @@ class Site:
 
     kind: "self", "cross", "joint" or "temporal" (over the frames of a video, one row for each cell). layer: guidance.layers.Layer. height, width: the token
     grid of the image (None where it is unknown). text: slice of the text tokens of a joint call (None else). image: slice of the image tokens of q.
-    extra: what the edit asked the host to append (e.g. negative tokens of a cross-attention), by edit. batch: rows of one prompt, the pictures of the batch; the rows are a multiple of it,
-    prompt by prompt. shared: {Branch: Shared} of the edits' references at this layer. partial: whether `attend` takes a part of the queries or rows. frames: how many frames the token grid has, one after
-    the other (1 for pictures). window: (left, top, width, height) in fractions of the picture that the grid spans: more than 1 where it is padded, a part where
-    a prompt has an area. prompt: slice of the keys that are the prompt's own tokens (a joint call's text may hold others beside them; None where it is
-    unknown). latent: shape of the latent that entered the network. mask: the network's own attention mask as an additive tensor [rows or 1, heads or 1,
-    queries or 1, keys], or None.
+    extra: what the edit asked the host to append (e.g. negative tokens of a cross-attention), by edit. batch: rows of one prompt, the pictures of the batch; the
+    rows are a multiple of it, prompt by prompt. shared: {Branch: Shared} of the edits' references at this layer. partial: whether `attend` takes a part of the
+    queries or rows. frames: how many frames the token grid has, one after the other (1 for pictures, and where frames have blocks of their own). window: (left,
+    top, width, height) in fractions of the picture that the grid spans: more than 1 where it is padded, a part where a prompt has an area. prompt: slice of the
+    keys that are the prompt's own tokens (a joint call's text may hold others beside them; None where it is unknown). latent: shape of the latent that entered
+    the network. mask: the network's own attention mask as an additive tensor [rows or 1, heads or 1, queries or 1, keys], or None. rotation: the rotary embedding
+    of q (guidance.host.rotary), for edits that ask by `unrotates`. note(edit, tensor): files what a reading measures, tensor [rows, ...] (guidance.method.Reading).
     """
 
     kind: str
@@ -41,6 +42,8 @@ class Site:
     prompt: slice | None = None
     latent: tuple | None = None
     mask: Any = None
+    rotation: Any = None
+    note: Any = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class AttentionEdit:
     reach = "positive"
     references = ()
     any_text = False
+    unrotates = False       # whether the edit wants `site.rotation`
 
     def __deepcopy__(self, memo):
         return self
@@ -82,6 +86,9 @@ class AttentionEdit:
     def acts(self, step):
         """Whether it acts in a certain evaluation of a step where its method does."""
         return True
+
+    def check(self, geometry, layers):
+        """Raises ValueError where the edit has no meaning on a network's layers."""
 
     def apply(self, site, q, k, v, attend):
         raise NotImplementedError
@@ -165,10 +172,11 @@ def _of_rows(attend, start, stop, q, k, v, bias=None):
 
 
 def rows_of(site, start, stop, rows):
-    """The Site as rows start:stop of `rows` see it: their part of the attention mask."""
-    if site.mask is None or site.mask.shape[0] != rows or (start, stop) == (0, rows):
+    """The Site as rows start:stop of `rows` see it: their part of the attention mask and of the rotary embedding, their place among what is noted."""
+    if (start, stop) == (0, rows):
         return site
-    return replace(site, mask=site.mask[start:stop])
+    mask = site.mask[start:stop] if site.mask is not None and site.mask.shape[0] == rows else site.mask
+    return replace(site, mask=mask, rotation=site.rotation and site.rotation.rows(start, stop), note=site.note and site.note.at(start))
 
 
 def merge_groups(labels, size):

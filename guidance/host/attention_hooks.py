@@ -4,12 +4,15 @@ Everything is put into the options of one call, chained in front of what others 
 """
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
 
 from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, rows_of
-from . import feature_hooks, references, unet_hooks
+from ..attention.regions import WHOLE
+from . import feature_hooks, references, rotary, unet_hooks
+from .calls import Noter
 from .features import wrappers
 from .places import inside, prompt_of, unet_grid
 from .shadow import Appended, Shadow
@@ -44,7 +47,7 @@ def _install_unet(call, transformer):
     replace = {kind: dict(table) for kind, table in transformer.get("patches_replace", {}).items()}
     patches = {kind: list(functions) for kind, functions in transformer.get("patches", {}).items()}
     for attention, kind in (("attn1", "self"), ("attn2", "cross")):
-        layers = call.layers_with(kind) | (call.layers_with("temporal") if kind == "self" else set())
+        layers = call.layers_with(kind) | (call.layers_with("temporal") if kind == "self" and call.session.geometry.temporal else set())
         if not layers:
             continue
         table = replace.setdefault(attention, {})
@@ -132,6 +135,18 @@ def _temporal(call, q, layer, kind, extra):
     return seen[layer, kind] % 2 == 0
 
 
+def unet_grid(options, tokens):
+    """(height, width) of a U-Net layer with so many tokens, (None, None) where it is not known."""
+    shape = options.get("activations_shape")
+    if shape is not None:
+        return tuple(shape[-2:])
+    shape = options.get("original_shape")        # older hosts tell the latent's alone: it is halved, rounded up, from level to level
+    height, width = shape[-2:] if shape is not None else (0, 0)
+    while height * width > tokens:
+        height, width = -(-height // 2), -(-width // 2)
+    return (height, width) if height * width == tokens else (None, None)
+
+
 def _unet_replacement(call, layer, kind, previous):
     """The replacement of one layer's attention: rows with edits go through them, the others through what was there before."""
     carriers = [e for e in call.edited if getattr(e, "negative", None) is not None and kind in e.kinds and layer in call.session.selected(e)] if kind == "cross" else []
@@ -152,15 +167,17 @@ def _unet_replacement(call, layer, kind, previous):
 
         place = kind
         if _temporal(call, q, layer, kind, extra):
-            place = "temporal" if kind == "self" else None
-        groups = call.groups(extra, rows, layer, place) if place else []
+            if kind != "self":
+                return attend(q, k, v, 0, rows)
+            place = "temporal"
+        groups = call.groups(extra, rows, layer, place)
         seen = references.attention(call, extra, layer, place, *(_heads(t, heads) for t in (q, k, v)))
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        height, width, window = unet_grid(extra, q.shape[1])
+        height, width, window = unet_grid(extra, q.shape[1]) if place != "temporal" else (None, None, WHOLE)
         site = Site(place, layer, height, width, None, slice(None), None, call.step, batch=rows // len(call.roles(extra)), shared=seen, window=window,
                     prompt=slice(0, k.shape[1]) if place == "cross" else None,
-                    latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None)
+                    latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None, note=Noter(call, extra, layer, rows))
 
         def attend_heads(q_, k_, v_, start, stop, bias=None):
             return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop, bias), heads)
@@ -216,7 +233,7 @@ def _block(layer, previous):
     def run(args, extra):
         options = args.get("transformer_options")
         net = None if options is None else options.get("lodestar_net")
-        place = {"layer": layer, "calls": 0, "total": None, "image": _tokens(args.get("img")), "text": _tokens(args.get("txt"))}
+        place = {"layer": layer, "calls": 0, "total": None, "image": _tokens(args.get("img")), "text": _tokens(args.get("txt")), "pe": args.get("pe")}
         if net is not None:
             if layer.stage == "double":
                 net["text"], net["image"] = place["text"], place["image"]
@@ -436,8 +453,23 @@ def _override(call, previous):
                 raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {site.layer} in parts (guides of different strength); "
                                  "attention edits do not support that. Set the guides' strength to 1 or remove the edit.")
             net.setdefault("fired", set()).update((e, place["layer"]) for _, _, edits in groups for e in edits)
+            site = replace(site, note=Noter(call, options, place["layer"], main))
+            if any(e.unrotates for _, _, edits in groups for e in edits):
+                site = replace(site, rotation=_rotation(call, place, net, attention.q))
         return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine))
     return run
+
+
+def _rotation(call, place, net, q):
+    """The rotary embedding that the block of an attention call was given, None where it has none."""
+    pe = place.get("pe") if place.get("pe") is not None else net.get("pe")
+    if pe is None:
+        return None
+    found = rotary.read(pe, q, split=call.session.geometry.family == "cosmos")
+    if found is None and not vars(call.session).setdefault("rotation_unknown", False):
+        call.session.rotation_unknown = True
+        logging.warning("Lodestar: the rotary embedding of %s has a form that is not known; queries are edited as they are, turned.", _network(call.session))
+    return found
 
 
 def _dispatch(call, attention, site, groups, shadow, appended, refine):
@@ -483,6 +515,8 @@ def _refuse_unreachable(call):
     session = call.session
     for edit in call.edited:
         layers = session.selected(edit)
+        if edit.kinds:
+            edit.check(session.geometry, layers)
         if edit.kinds and layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
             kinds = sorted({k for layer in layers for k in layer.attentions}) or ["no known"]
             raise ValueError(f"{type(edit).__name__} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "

@@ -11,7 +11,7 @@ import torch
 
 from ..attention.blocks import BlockSite
 from ..attention.edits import merge_groups
-from .attention_hooks import JOINT_FAMILIES, _grid, joint_slices
+from .attention_hooks import JOINT_FAMILIES, _grid, joint_slices, unet_grid
 from .geometry import block_modules
 
 _ROTARY = ("freqs_cis", "rope", "rope_emb_L_1_1_D")      # what blocks without a replacement call their rotary embedding
@@ -152,8 +152,7 @@ def _site(call, options, layer, part, streams):
     """Where the picture's tokens are in the streams of a block."""
     geometry, step = call.session.geometry, call.step
     if geometry.family == "unet":
-        shape = options.get("activations_shape") or (None,) * 4
-        return BlockSite(layer, part, slice(None), 1, shape[-2], shape[-1], step)
+        return BlockSite(layer, part, slice(None), 1, *unet_grid(options, streams["image"].shape[1]), step)
     net = options.get("lodestar_net")
     if net is None:
         return BlockSite(layer, part, step=step)

@@ -8,7 +8,8 @@ import torch
 from ..attention.edits import merge_groups
 from ..attention.regions import WHOLE
 from ..layers import select
-from ..method import NEGATIVE, POSITIVE
+from ..method import NEGATIVE, POSITIVE, Branch
+from . import windows
 from .references import entry_of
 
 OPTION = "lodestar_call"
@@ -28,38 +29,55 @@ class Call:
         # references (guidance.host.references): what is kept of them, how many chunks are still to be evaluated, whether they are evaluated ahead, the call's options
         self.bank, self.expected, self.ahead, self.options = {}, 0, False, None
         self.live, self._picked = None, {}      # the options of the network call that runs; layers of the block edits at this step
+        self.notes = {}                         # {(edit, Branch): [(uuid, layer, tensor)]} of the readings
 
     # conditionings
 
-    def conds_of(self, branch):
-        """The conditioning list of a branch: copies of its prompt's entries under uuids of their own (step caches file by uuid)."""
+    def conds_of(self, branch, x=None):
+        """The conditioning list of a branch: copies of its prompt's entries under uuids of their own (step caches file by uuid).
+
+        x: the network's input where it may have another height and width than the sampler's.
+        """
         session = self.session
-        source = session.prompt_conds(branch.prompt)
         if branch.source is not None:
-            source = [entry_of(source, float(self.step.sigma.flatten()[0]))]
+            source = [entry_of(session.prompt_conds(branch.prompt), float(self.step.sigma.flatten()[0]))]
+        elif x is None or x.shape[-2:] == self.step.x.shape[-2:]:
+            source = session.prompt_conds(branch.prompt)
+        else:
+            source = session.resized(branch.prompt, x, self.step.x.shape)
         out = []
-        for entry in source:
+        for number, entry in self.cut(branch, source):
             entry = dict(entry)
-            name = f"{entry.get('uuid', id(entry))}/{session.branch_number(branch)}"
+            name = f"{entry.get('uuid', id(entry))}/{session.branch_number(branch)}{number}"
             entry["uuid"] = uuid.uuid5(uuid.NAMESPACE_OID, name)
             session.roles[entry["uuid"]] = branch
             session.entries[entry["uuid"]] = entry
             out.append(entry)
         return out
 
+    def cut(self, branch, source):
+        """[(mark, entry)] of the entries of a branch's prompt, each once per window where the branch has windows."""
+        if branch.windows is None:
+            return [("", entry) for entry in source]
+        x = self.step.x
+        parts = branch.windows.of(x.shape)
+        return [(f"/{i}", cut) for entry in source for i, cut in windows.crops(entry, parts, x, lambda c, w: self.session.cropped_control(c, w, x.shape))]
+
     def edits_of(self, branch):
         """The attention edits of a role, outermost first."""
-        own = branch.edits if branch is not None else ()
-        if branch is not None and branch.model is not None:
+        if branch is None:
+            return tuple(e for e in self.plan.edits if e.wanted(None) and e.acts(self.step))
+        own = tuple(r.edit for r in self.readings if Branch(r.prompt) == branch) + branch.edits
+        if branch.model is not None:
             return own
-        if branch is not None and branch.source is not None:
+        if branch.source is not None:
             return own + tuple(e for e in self.plan.edits if e.everywhere)
         return own + tuple(e for e in self.plan.edits if e.wanted(branch) and e.acts(self.step))
 
     @property
     def edited(self):
         """Every edit that any role of this call carries."""
-        found = list(self.plan.edits)
+        found = [r.edit for r in self.readings] + list(self.plan.edits)
         for branch in self.plan.branches:
             found += [e for e in branch.edits if e not in found]
         return tuple(dict.fromkeys(found))
@@ -68,6 +86,32 @@ class Call:
     def references(self):
         """The branches that any edit of this call looks at."""
         return tuple(dict.fromkeys(b for edit in self.edited for b in edit.references))
+
+    # readings
+
+    @property
+    def readings(self):
+        return getattr(self.plan, "readings", ())
+
+    def note(self, options, edit, layer, start, rows, tensor):
+        """Files what an edit noted of the rows from `start` on of a call with so many rows, chunk by chunk."""
+        roles = self.roles(options)
+        uuids, size = options.get("uuids") or [None] * len(roles), rows // len(roles)
+        with self.session.run.lock:
+            for i in range(start // size, (start + tensor.shape[0]) // size):
+                part = tensor[i * size - start: (i + 1) * size - start]
+                self.notes.setdefault((edit, roles[i]), []).append((uuids[i], layer, part))
+
+    def taken(self, shape):
+        """{Reading: value} of this call's readings; what a call did not note (a step that a cache skipped) is the last call's."""
+        kept = self.session.readings
+        for reading in self.readings:
+            parts = self.notes.get((reading.edit, Branch(reading.prompt)))
+            if parts:
+                kept[reading] = reading.edit.gather([(self.session.entries.get(u, {}).get("area"), layer, t) for u, layer, t in parts], shape)
+            elif reading not in kept:
+                raise RuntimeError(f"{type(reading.edit).__name__} noted nothing: the {reading.prompt} prompt's rows did not reach the layers that it reads.")
+        return {r: kept[r] for r in self.readings}
 
     # blocks
 
@@ -156,6 +200,21 @@ class Call:
         return found
 
 
+class Noter:
+    """What `site.note` is: files the tensors that an edit notes at one place, `start` being the first row that it is shown."""
+
+    def __init__(self, call, options, layer, rows, start=0):
+        self.place, self.start = (call, options, layer, rows), start
+
+    def at(self, start):
+        call, options, layer, rows = self.place
+        return Noter(call, options, layer, rows, self.start + start)
+
+    def __call__(self, edit, tensor):
+        call, options, layer, rows = self.place
+        call.note(options, edit, layer, self.start, rows, tensor)
+
+
 class Session:
     """What the host side keeps for one sampling run."""
 
@@ -168,6 +227,8 @@ class Session:
         self.peers = {}
         self.references, self.references_first = {}, False      # latents and noise of references; whether they cannot share the others' network calls
         self.converted = {}      # {Prompt: entries} of the methods' own prompts, their hooks registered
+        self._controls = {}      # {(ControlNet, window, shape): its cropped copy}
+        self.readings = {}       # {Reading: its last value}
 
     @property
     def model(self):
@@ -213,8 +274,32 @@ class Session:
             self._prompts[prompt] = self.process(self.model, prompt.cond if ready is None else ready, converted=ready is not None)
         return self._prompts[prompt]
 
-    def process(self, model, conditioning, converted=False):
-        """Conditioning of the graph, made ready for a model as the host does at the start of a run."""
+    def cropped_control(self, control, window, shape):
+        """The copy of a ControlNet whose hint is cropped to a window; it lives as long as the run."""
+        key = (control, window, tuple(shape[-2:]))
+        if key not in self._controls:
+            self._controls[key] = windows.cropped_control(control, window, shape, self.model)
+        return self._controls[key]
+
+    def close(self):
+        """Frees what the run made beside the host's own."""
+        for control in self._controls.values():
+            control.cleanup()
+        self._controls.clear()
+
+    def resized(self, prompt, x, full):
+        """The entries of "positive", "negative" or a Prompt, processed for an input x of another height and width than the run's latent of shape `full`."""
+        key = (prompt, tuple(x.shape[-2:]))
+        if key not in self._prompts:
+            source = self.guider.original_conds.get(prompt) if isinstance(prompt, str) else self.converted.get(prompt)
+            if source is None:
+                self.prompt_conds(prompt)      # the error that names what is missing
+                raise ValueError("This guider's prompts cannot be evaluated at another size.")
+            self._prompts[key] = self.process(self.model, [windows.relative(e, full) for e in source], converted=True, noise=torch.zeros_like(x))
+        return self._prompts[key]
+
+    def process(self, model, conditioning, converted=False, noise=None):
+        """Conditioning of the graph, made ready for a model as the host does at the start of a run; for a latent of the size of `noise` where it is given."""
         import comfy.sampler_helpers
         import comfy.samplers
         entries = [dict(c) for c in conditioning] if converted else comfy.sampler_helpers.convert_cond(conditioning)
@@ -222,7 +307,11 @@ class Session:
             entry.setdefault("uuid", uuid.uuid4())
             if not converted or model is not self.model:
                 entry.pop("hooks", None)      # registered with the sampled model only
-        noise, latent, mask, seed = (self.arguments[k] for k in ("noise", "latent_image", "denoise_mask", "seed"))
+        like, latent, mask, seed = (self.arguments[k] for k in ("noise", "latent_image", "denoise_mask", "seed"))
+        if noise is None:
+            noise = like
+        else:
+            latent, mask = windows.scaled(latent, noise), windows.scaled(mask, noise)
         device = self.guider.model_patcher.load_device
         if latent is not None and torch.count_nonzero(latent) > 0:
             latent = model.process_latent_in(latent)

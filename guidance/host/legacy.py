@@ -39,8 +39,8 @@ class _Session(Session):
 
 
 class _Call(Call):
-    def conds_of(self, branch):
-        return [dict(entry) for entry in self.session.prompt_conds(branch.prompt)]
+    def conds_of(self, branch, x=None):
+        return [dict(entry) for _, entry in self.cut(branch, self.session.prompt_conds(branch.prompt))]
 
 
 def install(patcher):
@@ -73,6 +73,8 @@ class Hooks:
         fresh = (old is None or old.run.pipeline is not pipeline or old.model is not model or level > self.last
                  or (level == self.last and old.run.report.calls == 1))
         if fresh:
+            if old is not None:
+                old.close()
             _check(pipeline)
             run = Run(pipeline, flow=features.is_flow(model.model_sampling), percent_to_sigma=model.model_sampling.percent_to_sigma)
             self.session = _Session(run, _Guider(model, None), {"noise": x, "latent_image": None, "denoise_mask": None, "seed": None, "sigmas": None})
@@ -181,8 +183,9 @@ class Hooks:
                 predictions.update(zip(branches, out))
             for branch in call.single:
                 self.branches = [branch]
-                at = branch.transform(call.step, x) if branch.transform is not None else x
-                predictions[branch] = comfy.samplers.calc_cond_batch(model, [call.conds_of(branch)], at, sigma * branch.sigma_factor, options)[0]
+                seen = {**predictions, **call.taken(x.shape)} if call.readings else predictions
+                predictions[branch] = engine.transformed(branch, call.step, x, sigma * branch.sigma_factor, seen, lambda b, at, level: comfy.samplers.calc_cond_batch(
+                    model, [call.conds_of(b)], at, level, options)[0])
         finally:
             self.branches = None
 
@@ -204,6 +207,9 @@ def _check(pipeline):
         if getattr(method, "route", "none") != "none":
             raise ValueError(f"{method.title}: route = {method.route!r} needs a backward pass through the network, which this ComfyUI (before December 2024) "
                              "cannot give. Choose route = none, or update ComfyUI.")
+    for method in pipeline.methods:
+        if getattr(method, "resizes", False):
+            raise ValueError(f"{method.title} needs a newer ComfyUI (December 2024 or later): this one cannot prepare a prompt for a second size.")
     for prompt in prompts_of(pipeline):
         if any("control" in c[1] or "gligen" in c[1] for c in prompt.cond):
             raise ValueError("A guidance node's own prompt with a ControlNet needs a newer ComfyUI (December 2024 or later). Take the ControlNet off it.")

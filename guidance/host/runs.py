@@ -46,6 +46,7 @@ def outer_sample(executor, *args, **kwargs):
         return out
     finally:
         guider.model_options.pop(SESSION, None)
+        session.close()
         REPORTS.append(run.report)
         if run.report.calls:
             logging.info("Lodestar: %s", run.report)
@@ -163,11 +164,13 @@ def _single(session, call, branch, x, timestep, options):
     import comfy.samplers
     options = {**options}
     options.pop("sampler_post_cfg_function", None)
-    if branch.transform is not None:
-        x = branch.transform(call.step, x)
-    if branch.model is not None:
-        return peers.evaluate(session, call, branch, x, timestep * branch.sigma_factor, options)
-    return comfy.samplers.calc_cond_batch(session.model, [call.conds_of(branch)], x, timestep * branch.sigma_factor, options)[0]
+    seen = {**call.predictions, **call.taken(x.shape)} if call.readings else call.predictions
+
+    def evaluate(branch, x, sigma):
+        if branch.model is not None:
+            return peers.evaluate(session, call, branch, x, sigma, options)
+        return comfy.samplers.calc_cond_batch(session.model, [call.conds_of(branch, x)], x, sigma, options)[0]
+    return engine.transformed(branch, call.step, x, timestep * branch.sigma_factor, seen, evaluate)
 
 
 def calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
@@ -209,7 +212,8 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
         report.evaluations += len(chunks)
         report.by_kind.update(_kind(r) for r in roles)
     shadow = attention_hooks.shadow_rows(call, options, x, roles) if c_crossattn is not None else None
-    network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None) or call.session.model.diffusion_model
+    network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
+    network = call.session.model.diffusion_model if network is None else network
     with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network):
         if shadow is None:
             out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

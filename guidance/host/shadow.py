@@ -125,7 +125,8 @@ class Shadow:
         def run(start, stop, row, edits, mask):
             cut = slice(start, stop)
             base = lambda q_, k_, v_, a, b, bias=None: attend(q_, k_, v_, start + a, start + b, _sum(mask, bias))
-            local = replace(rows_of(site, row, row + stop - start, q.shape[0]), extra={"tokens": {}, "plain": None}, window=inside(site.window, call.window_at(self.options, row, n)))
+            local = replace(rows_of(site, row, row + stop - start, q.shape[0]), extra={"tokens": {}, "plain": None},
+                            window=inside(site.window, call.window_at(self.options, row, n)))
             return apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, local)
 
         out = torch.cat([run(start, stop, start, edits, masks[0]) for start, stop, edits in own])
