@@ -15,7 +15,7 @@ class Scene:
         self.graph = g = Graph(definitions, note)
         self.load = g.add("LodestarLoadDemoModel", model=model)
         self.model, self.clip, self.vae = self.load[0], self.load[1], self.load[2]
-        self.positive = g.add("CLIPTextEncode", "Positive prompt", text=prompt, clip=self.clip)[0]
+        self.positive = g.add("CLIPTextEncode", "Positive prompt", text=prompt, clip=self.clip)[0] if prompt is not None else None
         self.negative = g.add("CLIPTextEncode", "Negative prompt", text=negative, clip=self.clip)[0]
         self.latent = g.add("EmptyLatentImage", width=SIZE, height=SIZE)[0]
 
@@ -127,11 +127,16 @@ OWN = {
 }
 
 
+def _own():
+    from . import _examples_regions
+    return OWN | _examples_regions.OWN
+
+
 def all_graphs(definitions, slug):
     """{file stem: Graph}; nodes that are part of another one's method are in its example."""
     graphs = {}
     for node_id, definition in definitions.items():
         if not definition.part_of:
             name = slug(definition.title)
-            graphs[name] = OWN.get(node_id, guided)(definitions, definition, name)
+            graphs[name] = _own().get(node_id, guided)(definitions, definition, name)
     return graphs
