@@ -2,6 +2,7 @@
 from .plan import PLACED_METRICS, Claim, Comparison, Cost, Entry, Setup, use
 
 DENSE = "attention.dense:DenseDiffusion"
+DIRECTED = "attention.directed:DirectedDiffusion"
 REGIONAL = "attention.regional:RegionalPrompts"
 
 PLACED = Setup("CFG, w = 4, no boxes", 4.0, prompts="placed")
@@ -21,4 +22,9 @@ ENTRIES = (
         "LodestarDenseDiffusion",
         (placed("Dense Diffusion", use(DENSE, regions="$words"), (Claim("iou", "higher"), Claim("in_box", "higher"))),),
         (Cost("Dense Diffusion, while it acts", methods=(use(DENSE, regions="$words", end_percent=1.0),), peer=r"(?i)dense"),)),
+    Entry(
+        "LodestarDirectedDiffusion",      # the bundled text encoder's padding knows nothing of the layout: no trailing tokens
+        (placed("Directed Diffusion, half of the steps", use(DIRECTED, regions="$words", trailing=0, steps=0.5), (Claim("iou", "higher"), Claim("in_box", "higher")),
+                generators=("unet",)),),
+        (Cost("Directed Diffusion, while it acts", methods=(use(DIRECTED, regions="$words", steps=1.0),), peer=r"(?i)directed"),)),
 )

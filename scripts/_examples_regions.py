@@ -9,15 +9,6 @@ PLACES = (dict(x=0.05, y=0.5, width=0.45, height=0.45), dict(x=0.5, y=0.05, widt
 THINGS = ("red circle", "blue square")
 
 
-def boxes(scene, words=True, prompts=False):
-    """Two chained Region nodes; the wire of both."""
-    chain = {}
-    for place, thing in zip(PLACES, THINGS):
-        node = scene.graph.add("LodestarRegion", **place, words=thing if words else "", prompt=f"a {thing}" if prompts else "", **chain)
-        chain = {"regions": node[0]}
-    return chain["regions"]
-
-
 def placed(scene, regions, text=BOTH, **values):
     """(positive, regions) of Prompt with Regions."""
     node = scene.graph.add("LodestarRegionPrompt", clip=scene.clip, text=text, regions=regions, **values)
@@ -58,4 +49,19 @@ def dense(definitions, definition, name):
     return pictures(scene, definition, name, positive, found, regions)
 
 
-OWN = {"LodestarRegionalPrompts": regional, "LodestarDenseDiffusion": dense}
+def swapped(definitions, definition, name, **values):
+    """The two things in each other's places."""
+    scene = Scene(definitions, f"{definition.title}: {definition.description} The prompt names no place.", prompt=None)
+    chain = {}
+    for place, thing in zip(PLACES[::-1], THINGS):
+        chain = {"regions": scene.graph.add("LodestarRegion", **place, words=thing, **chain)[0]}
+    positive, found = placed(scene, chain["regions"])
+    return pictures(scene, definition, name, positive, found, chain["regions"], **values)
+
+
+def directed(definitions, definition, name):
+    """The bundled text encoder's padding knows nothing of the layout: no trailing tokens; half of the 20 steps, sums kept (less noise)."""
+    return swapped(definitions, definition, name, trailing=0, steps=0.5, renormalise=True)
+
+
+OWN = {"LodestarRegionalPrompts": regional, "LodestarDenseDiffusion": dense, "LodestarDirectedDiffusion": directed}

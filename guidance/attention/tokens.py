@@ -166,4 +166,4 @@ def located(regions, words):
     for i, region in enumerate(regions):
         field = f"words of region {i + 1}"
         items.append(renewed(region, tokens=tuple(sorted({t for p in region.phrases for t in words.find(p, field)}))))
-    return regions.replace(items, text=words.text, length=words.length)
+    return regions.replace(items, text=words.text, length=words.length, spans=tuple(words.spans))

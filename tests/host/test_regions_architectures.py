@@ -6,6 +6,7 @@ pytest.importorskip("torch")
 
 import lodestar.tests.architectures as zoo      # noqa: E402
 from lodestar.guidance.attention.dense import DenseModulation      # noqa: E402
+from lodestar.guidance.attention.directed import DirectedAttention      # noqa: E402
 from lodestar.guidance.attention.edits import AttentionEdit      # noqa: E402
 from lodestar.guidance.attention.regional import RegionalAttention, Separation      # noqa: E402
 from lodestar.guidance.attention.regions import Region, Regions      # noqa: E402
@@ -164,7 +165,25 @@ def test_separation(make, name):
 
 def worded(lab, *boxes):
     """Regions with words of the prompt: its tokens 1, 2 and 3, 4."""
-    return Regions(tuple(Region(boxes=(b,), words="w", tokens=(1 + 2 * i, 2 + 2 * i)) for i, b in enumerate(boxes)), length=lab.specimen.tokens)
+    return Regions(tuple(Region(boxes=(b,), words="w", tokens=(1 + 2 * i, 2 + 2 * i)) for i, b in enumerate(boxes)), length=lab.specimen.tokens, spans=((1, 5),))
+
+
+@pytest.mark.method("LodestarDirectedDiffusion")
+@pytest.mark.parametrize("name", ALL)
+def test_directed_diffusion(make, name):
+    lab = make(name, rows=2)
+    a, b = lab.inputs(1), lab.inputs(2)
+    plain = lab.plain([a, b])
+    edit = DirectedAttention("all", worded(lab, LEFT, (0, 0, 1, 0.5)), inside=5.0)
+    if name in zoo.JOINT:
+        with pytest.raises(ValueError, match="DirectedAttention changes cross attention"):
+            lab.run([POSITIVE], [a], lab.session(), [edit])
+        return
+    out, _ = lab.run([POSITIVE, Branch("negative")], [a, b], lab.session(), [edit])
+    assert torch.isfinite(out).all() and (out[:2] - plain[:2]).abs().max() > 1e-3 * plain.abs().max()
+    close(out[2:], plain[2:])
+    none, _ = lab.run([POSITIVE], [a], lab.session(), [DirectedAttention("all", worded(lab, LEFT), inside=1.0, outside=1.0, spread=0.0)])
+    close(none, plain[:2], 1e-4)
 
 
 @pytest.mark.method("LodestarDenseDiffusion")

@@ -4,7 +4,8 @@ import torch
 
 pytest.importorskip("torch")
 
-IDS = {"regional": "LodestarRegionalPrompts", "dense": "LodestarDenseDiffusion"}
+IDS = {"regional": "LodestarRegionalPrompts", "dense": "LodestarDenseDiffusion", "directed": "LodestarDirectedDiffusion"}
+CROSS_ONLY = ("directed",)
 NAMES = tuple(IDS)
 CASES = [pytest.param(n, k, marks=pytest.mark.method(IDS[n])) for n in NAMES for k in ("unet", "flux")]
 TOKENS = 6
@@ -16,6 +17,7 @@ def lab(host):
     import lodestar.tests.tiny as tiny
     from lodestar.guidance import engine
     from lodestar.guidance.attention.dense import DenseDiffusion
+    from lodestar.guidance.attention.directed import DirectedDiffusion
     from lodestar.guidance.attention.nag import NormalizedAttentionGuidance
     from lodestar.guidance.attention.regional import RegionalPrompts
     from lodestar.guidance.attention.regions import Region, Regions
@@ -37,12 +39,13 @@ def lab(host):
     def regions(*boxes, whole=False):
         boxes = boxes or ((((0, 0, 1, 1),) if whole else ((0, 0, 0.5, 1), (0.5, 0.25, 0.4, 0.6))))
         items = [Region(boxes=(b,), tokens=(1 + 2 * i, 2 + 2 * i), words="w", conditioning=lab.others[i]) for i, b in enumerate(boxes)]
-        return Regions(tuple(items), length=TOKENS)
+        return Regions(tuple(items), length=TOKENS, spans=((1, 5),))
 
     lab.regions = regions
     lab.methods = {"regional": lambda **k: RegionalPrompts(**{"regions": regions(), **k}),
-                   "dense": lambda **k: DenseDiffusion(**{"regions": regions(), "end_percent": 1.0, **k})}
-    lab.off = {"regional": {"base_ratio": 1.0}, "dense": {"cross_strength": 0.0, "self_strength": 0.0}}
+                   "dense": lambda **k: DenseDiffusion(**{"regions": regions(), "end_percent": 1.0, **k}),
+                   "directed": lambda **k: DirectedDiffusion(**{"regions": regions(), "steps": 0.5, **k})}
+    lab.off = {"directed": {"steps": 0.0}, "regional": {"base_ratio": 1.0}, "dense": {"cross_strength": 0.0, "self_strength": 0.0}}
     lab.others_present = {"pag": lambda: PerturbedAttentionGuidance(scale=2.0), "apg": lambda: AdaptiveProjectedGuidance(norm_threshold=5.0),
                           "nag": lambda: NormalizedAttentionGuidance(negative=lab.others[0], scale=3.0)}
 
@@ -58,6 +61,17 @@ def lab(host):
 def usable(lab, name, kind):
     if kind not in lab.models:
         pytest.skip("this host has no Flux")
+    if kind == "flux" and name in CROSS_ONLY:
+        pytest.skip("not on joint attention; test_joint_attention_is_refused_by_name")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.method(IDS[n])) for n in CROSS_ONLY])
+def test_joint_attention_is_refused_by_name(lab, name):
+    if "flux" not in lab.models:
+        pytest.skip("this host has no Flux")
+    assert torch.equal(lab.run(lab.attach(lab.models["flux"], lab.methods[name](**lab.off[name])), batch=3), lab.base["flux"])
+    with pytest.raises(ValueError, match="cross attention; the selected layers of Flux have joint"):
+        lab.run(lab.attach(lab.models["flux"], lab.methods[name]()))
 
 
 def close(a, b, scale, share=2e-5):
