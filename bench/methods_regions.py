@@ -3,9 +3,11 @@ from .plan import PLACED_METRICS, Claim, Comparison, Cost, Entry, Setup, use
 
 DENSE = "attention.dense:DenseDiffusion"
 DIRECTED = "attention.directed:DirectedDiffusion"
+NASA = "attention.nasa:NegativeAwaySteerAttention"
 REGIONAL = "attention.regional:RegionalPrompts"
 
 PLACED = Setup("CFG, w = 4, no boxes", 4.0, prompts="placed")
+COLOURLESS = Setup("no colour named, w = 1", 1.0, prompts="colourless")
 
 
 def placed(label, used, claims, prompts="placed", generators=("unet", "dit")):
@@ -27,4 +29,9 @@ ENTRIES = (
         (placed("Directed Diffusion, half of the steps", use(DIRECTED, regions="$words", trailing=0, steps=0.5), (Claim("iou", "higher"), Claim("in_box", "higher")),
                 generators=("unet",)),),
         (Cost("Directed Diffusion, while it acts", methods=(use(DIRECTED, regions="$words", steps=1.0),), peer=r"(?i)directed"),)),
+    Entry(
+        "LodestarNegativeAwaySteerAttention",
+        (Comparison(Setup("NASA, scale 0.3, w = 1", 1.0, (use(NASA, negative="$forbidden"),), prompts="colourless"), COLOURLESS,
+                    (Claim("forbidden", "lower"),), ("forbidden", "clipped", "std_ratio", "evaluations"), generators=("unet",)),),
+        (Cost("NASA, w = 1", 1.0, (use(NASA, negative="$forbidden"),), peer=r"(?i)\bnasa"),)),
 )

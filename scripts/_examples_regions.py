@@ -64,4 +64,15 @@ def directed(definitions, definition, name):
     return swapped(definitions, definition, name, trailing=0, steps=0.5, renormalise=True)
 
 
-OWN = {"LodestarRegionalPrompts": regional, "LodestarDenseDiffusion": dense, "LodestarDirectedDiffusion": directed}
+def nasa(definitions, definition, name):
+    """A prompt without colours, and one of them not wanted."""
+    scene = Scene(definitions, f"{definition.title}: {definition.description} No CFG (cfg 1), as few-step models are sampled. Above with the node, below without.", prompt="a circle and a square")
+    away = scene.graph.add("CLIPTextEncode", "Not wanted", text="a yellow circle a yellow square", clip=scene.clip)[0]
+    model = scene.graph.add(definition.node_id, model=scene.model, negative=away)[0]
+    scene.save(scene.sample(model, cfg=1.0, title="With the node"), name, "With the node")
+    scene.save(scene.sample(cfg=1.0, title="Without it"), f"{name}_without", "Without it")
+    return scene.graph
+
+
+OWN = {"LodestarRegionalPrompts": regional, "LodestarDenseDiffusion": dense, "LodestarDirectedDiffusion": directed,
+       "LodestarNegativeAwaySteerAttention": nasa}

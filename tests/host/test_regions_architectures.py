@@ -8,6 +8,7 @@ import lodestar.tests.architectures as zoo      # noqa: E402
 from lodestar.guidance.attention.dense import DenseModulation      # noqa: E402
 from lodestar.guidance.attention.directed import DirectedAttention      # noqa: E402
 from lodestar.guidance.attention.edits import AttentionEdit      # noqa: E402
+from lodestar.guidance.attention.nasa import SteerAway      # noqa: E402
 from lodestar.guidance.attention.regional import RegionalAttention, Separation      # noqa: E402
 from lodestar.guidance.attention.regions import Region, Regions      # noqa: E402
 from lodestar.guidance.host import geometry      # noqa: E402
@@ -216,3 +217,21 @@ def test_dense_diffusion_beside_regional_prompts(make, name):
     close(with_none, alone, 1e-4)
     both, _ = lab.run([POSITIVE], [a], session, [edit, DenseModulation("all", worded(lab, LEFT), 0.8, 0.3)])
     assert torch.isfinite(both).all() and (both - with_none).abs().max() > 5 * max(float((with_none - alone).abs().max()), 1e-7)
+
+
+@pytest.mark.method("LodestarNegativeAwaySteerAttention")
+@pytest.mark.parametrize("name", ALL)
+def test_steer_away(make, name):
+    lab = make(name, rows=2)
+    a, b = lab.inputs(1), lab.inputs(2)
+    plain, session = lab.plain([a, b]), lab.session()
+    if name in zoo.JOINT:
+        with pytest.raises(ValueError, match="SteerAway changes cross attention"):
+            lab.run([POSITIVE], [a], session, [SteerAway("all", lab.prompt(session, lab.text(9)))])
+        return
+    for tokens in (6, 9):
+        out, _ = lab.run([POSITIVE, Branch("negative")], [a, b], session, [SteerAway("all", lab.prompt(session, lab.text(9, tokens)))])
+        assert torch.isfinite(out).all() and (out[:2] - plain[:2]).abs().max() > 1e-3 * plain.abs().max()
+        close(out[2:], plain[2:])
+    own, _ = lab.run([POSITIVE], [a], session, [SteerAway("all", lab.prompt(session, a[1][:1]), 0.3, True)])      # its own text, brought back to its norm
+    close(own, plain[:2], 1e-4)

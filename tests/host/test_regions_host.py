@@ -4,8 +4,9 @@ import torch
 
 pytest.importorskip("torch")
 
-IDS = {"regional": "LodestarRegionalPrompts", "dense": "LodestarDenseDiffusion", "directed": "LodestarDirectedDiffusion"}
-CROSS_ONLY = ("directed",)
+IDS = {"regional": "LodestarRegionalPrompts", "dense": "LodestarDenseDiffusion", "directed": "LodestarDirectedDiffusion",
+       "nasa": "LodestarNegativeAwaySteerAttention"}
+CROSS_ONLY = ("directed", "nasa")
 NAMES = tuple(IDS)
 CASES = [pytest.param(n, k, marks=pytest.mark.method(IDS[n])) for n in NAMES for k in ("unet", "flux")]
 TOKENS = 6
@@ -19,6 +20,7 @@ def lab(host):
     from lodestar.guidance.attention.dense import DenseDiffusion
     from lodestar.guidance.attention.directed import DirectedDiffusion
     from lodestar.guidance.attention.nag import NormalizedAttentionGuidance
+    from lodestar.guidance.attention.nasa import NegativeAwaySteerAttention
     from lodestar.guidance.attention.regional import RegionalPrompts
     from lodestar.guidance.attention.regions import Region, Regions
     from lodestar.guidance.host.attach import attach
@@ -44,8 +46,9 @@ def lab(host):
     lab.regions = regions
     lab.methods = {"regional": lambda **k: RegionalPrompts(**{"regions": regions(), **k}),
                    "dense": lambda **k: DenseDiffusion(**{"regions": regions(), "end_percent": 1.0, **k}),
-                   "directed": lambda **k: DirectedDiffusion(**{"regions": regions(), "steps": 0.5, **k})}
-    lab.off = {"directed": {"steps": 0.0}, "regional": {"base_ratio": 1.0}, "dense": {"cross_strength": 0.0, "self_strength": 0.0}}
+                   "directed": lambda **k: DirectedDiffusion(**{"regions": regions(), "steps": 0.5, **k}),
+                   "nasa": lambda **k: NegativeAwaySteerAttention(**{"negative": lab.others[0], **k})}
+    lab.off = {"nasa": {"scale": 0.0}, "directed": {"steps": 0.0}, "regional": {"base_ratio": 1.0}, "dense": {"cross_strength": 0.0, "self_strength": 0.0}}
     lab.others_present = {"pag": lambda: PerturbedAttentionGuidance(scale=2.0), "apg": lambda: AdaptiveProjectedGuidance(norm_threshold=5.0),
                           "nag": lambda: NormalizedAttentionGuidance(negative=lab.others[0], scale=3.0)}
 
