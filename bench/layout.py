@@ -33,6 +33,15 @@ def regions_of(subject, batch, prompts=True):
     return located(found, Words(subject.clip, first, subject.encode([first])[0][0].shape[1]))
 
 
+def graph_of(subject, batch):
+    """The Regions of a batch of cases with one relation, from a scene graph that says it."""
+    from ..guidance.attention.scene_graph import SceneGraphLayout
+    from ..guidance.attention.tokens import Words, located
+    scene = batch[0].scene
+    found, _ = SceneGraphLayout(text=f"a {noun(scene.things[0])} {scene.relation} a {noun(scene.things[1])}").regions()
+    return located(found, Words(subject.clip, caption(scene), subject.encode([caption(scene)])[0][0].shape[1]))
+
+
 def overlap(seen, box):
     """Intersection over union of an object that was found (its square) and a wanted box in fractions; 0 where there is none."""
     if seen is None:

@@ -34,4 +34,8 @@ ENTRIES = (
         (Comparison(Setup("NASA, scale 0.3, w = 1", 1.0, (use(NASA, negative="$forbidden"),), prompts="colourless"), COLOURLESS,
                     (Claim("forbidden", "lower"),), ("forbidden", "clipped", "std_ratio", "evaluations"), generators=("unet",)),),
         (Cost("NASA, w = 1", 1.0, (use(NASA, negative="$forbidden"),), peer=r"(?i)\bnasa"),)),
+    Entry(
+        "LodestarSceneGraphLayout",
+        (Comparison(Setup("relation as a layout, by Dense Diffusion", 4.0, (use(DENSE, regions="$graph"),), prompts="graph"), Setup("relation not told", 4.0, prompts="graph"),
+                    (Claim("accuracy", "higher"),), ("accuracy", "objects", "frechet", "evaluations")),)),
 )

@@ -13,7 +13,7 @@ import torch
 
 from ..demo import latents as code_of
 from ..demo import measure
-from ..demo.scenes import COLOURS, SHAPES, random_scene, render, two_object_prompts
+from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
 from . import layout
 
@@ -51,6 +51,8 @@ def cases(prompts, seeds, kind="captions", task="sample"):
         found = [replace(c, forbidden=names[c.prompt % len(names)]) for c in found]
     if kind in ("placed", "regional"):
         found = [replace(c, layout=c.prompt % len(layout.LAYOUTS)) for c in found]
+    if kind == "graph":
+        found = [replace(c, layout=RELATIONS.index(c.scene.relation)) for c in found]
     return found
 
 
@@ -58,7 +60,7 @@ def text_of(case, kind):
     """The prompt of a case."""
     if kind in ("empty", "regional"):
         return ""
-    if kind == "placed":
+    if kind in ("placed", "graph"):
         return layout.caption(case.scene)
     if kind == "colourless":
         words = re.sub(rf"\b({'|'.join(COLOURS)}) ", "", case.scene.caption)
@@ -128,6 +130,8 @@ class Subject:
             return self.encode([" ".join(f"a {batch[0].forbidden or 'red'} {shape}" for shape in SHAPES)])
         if text in ("$regions", "$words"):
             return layout.regions_of(self, batch, prompts=text == "$regions")
+        if text == "$graph":
+            return layout.graph_of(self, batch)
         if text == "$record":
             from ..guidance.inspection.inspector import Record
             return Record()

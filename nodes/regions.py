@@ -1,7 +1,10 @@
 """Regions: where something is to be, and what. One input for all methods that place things."""
 from __future__ import annotations
 
-from ._define import Input, NodeDef, Output, category
+from dataclasses import replace
+
+from ..guidance.attention.scene_graph import SceneGraphLayout
+from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
 
 TYPE = "LODESTAR_REGIONS"
 SERVES = "LodestarRegionalPrompts"
@@ -65,7 +68,20 @@ def _show(regions, width, height, frames, image):
     return (draw(regions, height, width, None if image is None else image[0], frames),)
 
 
+def _scene(regions, **values):
+    from ..guidance.attention.region_json import dump
+    found, said = SceneGraphLayout(**values).validate().regions()
+    text = dump(found)
+    return Shown((regions + found if regions is not None else found, said, text), text)
+
+
 NODES = (
+    NodeDef(
+        **about(SceneGraphLayout),
+        inputs=(*(replace(i, multiline=i.name == "text") for i in inputs_of(SceneGraphLayout)), _BEFORE),
+        outputs=(Output(TYPE, "regions", "The regions before, and one for each thing."), Output("STRING", "prompt", "The description as one prompt, for Prompt with Regions."),
+                 Output("STRING", "json", "The layout as text, to be changed by hand: for Regions from JSON.")),
+        run=_scene),
     NodeDef(
         node_id="LodestarRegion",
         title="Region",

@@ -74,5 +74,13 @@ def nasa(definitions, definition, name):
     return scene.graph
 
 
-OWN = {"LodestarRegionalPrompts": regional, "LodestarDenseDiffusion": dense, "LodestarDirectedDiffusion": directed,
+def scene_graph(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Dense Diffusion keeps the layout. Its output `prompt` is the graph as a sentence.", prompt=None)
+    graph = scene.graph.add(definition.node_id, text="a green triangle left of a purple circle; a yellow square below the circle", size=0.36)
+    positive, found = placed(scene, graph[0], "a green triangle and a purple circle and a yellow square")
+    return pictures(scene, definitions["LodestarDenseDiffusion"], name, positive, found, graph[0])
+
+
+OWN = {"LodestarSceneGraphLayout": scene_graph,
+       "LodestarRegionalPrompts": regional, "LodestarDenseDiffusion": dense, "LodestarDirectedDiffusion": directed,
        "LodestarNegativeAwaySteerAttention": nasa}
