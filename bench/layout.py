@@ -42,6 +42,21 @@ def graph_of(subject, batch):
     return located(found, Words(subject.clip, caption(scene), subject.encode([caption(scene)])[0][0].shape[1]))
 
 
+def structured_of(subject, captions):
+    """The mean embedding of Structured Diffusion for each caption, as the tuple of Prompts that its method takes."""
+    import torch
+
+    from ..guidance.attention.phrases import noun_phrases
+    from ..guidance.attention.structured import structured
+    from ..guidance.attention.tokens import Words
+    from ..guidance.method import Prompt
+
+    def encode(text):
+        return subject.encode([text])[0][0]
+    rows = [structured(Words(subject.clip, text, encode(text).shape[1]), encode(text), noun_phrases(text), encode, "values")[0] for text in captions]
+    return (Prompt([[torch.cat(rows), {"pooled_output": subject.encode(captions)[0][1]["pooled_output"]}]], "structured prompt"),)
+
+
 def overlap(seen, box):
     """Intersection over union of an object that was found (its square) and a wanted box in fractions; 0 where there is none."""
     if seen is None:

@@ -1,10 +1,11 @@
 """What is measured for the methods that take regions, or act on words of the prompt."""
-from .plan import PLACED_METRICS, Claim, Comparison, Cost, Entry, Setup, use
+from .plan import CAPTION_METRICS, PLACED_METRICS, Claim, Comparison, Cost, Entry, Setup, use
 
 DENSE = "attention.dense:DenseDiffusion"
 DIRECTED = "attention.directed:DirectedDiffusion"
 NASA = "attention.nasa:NegativeAwaySteerAttention"
 REGIONAL = "attention.regional:RegionalPrompts"
+STRUCTURED = "attention.structured:StructuredDiffusionGuidance"
 
 PLACED = Setup("CFG, w = 4, no boxes", 4.0, prompts="placed")
 COLOURLESS = Setup("no colour named, w = 1", 1.0, prompts="colourless")
@@ -38,4 +39,9 @@ ENTRIES = (
         "LodestarSceneGraphLayout",
         (Comparison(Setup("relation as a layout, by Dense Diffusion", 4.0, (use(DENSE, regions="$graph"),), prompts="graph"), Setup("relation not told", 4.0, prompts="graph"),
                     (Claim("accuracy", "higher"),), ("accuracy", "objects", "frechet", "evaluations")),)),
+    Entry(
+        "LodestarStructuredDiffusionGuidance",
+        (Comparison(Setup("structured values, w = 4", 4.0, (use(STRUCTURED, text="captions", texts="$structured"),)), Setup("CFG, w = 4", 4.0),
+                    (Claim("binding_errors", "not higher"), Claim("accuracy", "not lower", 0.1)), CAPTION_METRICS, generators=("unet",)),),
+        (Cost("Structured values", methods=(use(STRUCTURED, text="captions", texts="$structured"),), peer=r"(?i)structur"),)),
 )

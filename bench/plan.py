@@ -2,7 +2,8 @@
 
 Everything is plain data, so that finished results can be found again by a setup's text. Values that only a run can make are named by a
 string: "$weak" (a weakened copy of the generator), "$target" (a target loss per picture), "$forbidden" (the conditioning of the colour not wanted), "$regions"
-(wanted boxes with the words and prompts of two objects; "$words" without the prompts), "$graph" (the boxes that a scene graph of their relation gives).
+(wanted boxes with the words and prompts of two objects; "$words" without the prompts), "$graph" (the boxes that a scene graph of their relation gives), "$structured" (the structured
+embedding of each caption).
 """
 from __future__ import annotations
 

@@ -130,6 +130,8 @@ class Subject:
             return self.encode([" ".join(f"a {batch[0].forbidden or 'red'} {shape}" for shape in SHAPES)])
         if text in ("$regions", "$words"):
             return layout.regions_of(self, batch, prompts=text == "$regions")
+        if text == "$structured":
+            return layout.structured_of(self, [text_of(c, "captions") for c in batch])
         if text == "$graph":
             return layout.graph_of(self, batch)
         if text == "$record":

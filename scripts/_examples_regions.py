@@ -81,6 +81,14 @@ def scene_graph(definitions, definition, name):
     return pictures(scene, definitions["LodestarDenseDiffusion"], name, positive, found, graph[0])
 
 
-OWN = {"LodestarSceneGraphLayout": scene_graph,
+def structured(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Above with the node, below without.", prompt="a red square and a green circle and a blue triangle")
+    node = scene.graph.add(definition.node_id, model=scene.model, clip=scene.clip, text="a red square and a green circle and a blue triangle", mode="automatic")
+    scene.save(scene.sample(node[0], positive=node[1], title="With the node"), name, "With the node")
+    scene.save(scene.sample(title="Without it"), f"{name}_without", "Without it")
+    return scene.graph
+
+
+OWN = {"LodestarStructuredDiffusionGuidance": structured, "LodestarSceneGraphLayout": scene_graph,
        "LodestarRegionalPrompts": regional, "LodestarDenseDiffusion": dense, "LodestarDirectedDiffusion": directed,
        "LodestarNegativeAwaySteerAttention": nasa}

@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 
 from ..attention.edits import Site, apply_rows, fit_bias, rows_of
+from ..layers import JOINT_FAMILIES
 from .features import wrappers
 from .joined import REFUSED, Joined
 from .places import inside, prompt_first, prompt_of, unet_grid
 from .shadow import Appended, Shadow, own_texts
 
 LAYER = "lodestar_layer"
-JOINT_FAMILIES = ("flux", "sd3", "qwen", "hunyuan", "aura", "lumina", "hidream")
 NO_SHADOW = {"hidream": "their text enters every block anew, from a language model whose states a second text stream would need"}
 
 

@@ -11,6 +11,7 @@ from lodestar.guidance.attention.edits import AttentionEdit      # noqa: E402
 from lodestar.guidance.attention.nasa import SteerAway      # noqa: E402
 from lodestar.guidance.attention.regional import RegionalAttention, Separation      # noqa: E402
 from lodestar.guidance.attention.regions import Region, Regions      # noqa: E402
+from lodestar.guidance.attention.structured import StructuredAttention      # noqa: E402
 from lodestar.guidance.host import geometry      # noqa: E402
 from lodestar.guidance.host.joined import REFUSED      # noqa: E402
 from lodestar.guidance.method import POSITIVE, Branch      # noqa: E402
@@ -235,3 +236,24 @@ def test_steer_away(make, name):
         close(out[2:], plain[2:])
     own, _ = lab.run([POSITIVE], [a], session, [SteerAway("all", lab.prompt(session, a[1][:1]), 0.3, True)])      # its own text, brought back to its norm
     close(own, plain[:2], 1e-4)
+
+
+@pytest.mark.method("LodestarStructuredDiffusionGuidance")
+@pytest.mark.parametrize("name", ALL)
+def test_structured(make, name):
+    lab = make(name, rows=2)
+    a, b = lab.inputs(1), lab.inputs(2)
+    plain, session = lab.plain([a, b]), lab.session()
+
+    def edit(mode, *texts):
+        return StructuredAttention("all", tuple(lab.prompt(session, t) for t in texts), mode)
+    if name in zoo.JOINT:
+        with pytest.raises(ValueError, match="StructuredAttention changes cross attention"):
+            lab.run([POSITIVE], [a], session, [edit("values", lab.text(9))])
+        return
+    for given in (edit("values", lab.text(9)), edit("keys", lab.text(8), lab.text(9))):
+        out, _ = lab.run([POSITIVE, Branch("negative")], [a, b], session, [given])
+        assert torch.isfinite(out).all() and (out[:2] - plain[:2]).abs().max() > 1e-3 * plain.abs().max()
+        close(out[2:], plain[2:])
+    for given in (edit("values", a[1][:1]), edit("keys", a[1][:1], a[1][:1], a[1][:1])):
+        close(lab.run([POSITIVE], [a], session, [given])[0], plain[:2], 1e-4)

@@ -5,8 +5,8 @@ import torch
 pytest.importorskip("torch")
 
 IDS = {"regional": "LodestarRegionalPrompts", "dense": "LodestarDenseDiffusion", "directed": "LodestarDirectedDiffusion",
-       "nasa": "LodestarNegativeAwaySteerAttention"}
-CROSS_ONLY = ("directed", "nasa")
+       "nasa": "LodestarNegativeAwaySteerAttention", "structured": "LodestarStructuredDiffusionGuidance"}
+CROSS_ONLY = ("directed", "nasa", "structured")
 NAMES = tuple(IDS)
 CASES = [pytest.param(n, k, marks=pytest.mark.method(IDS[n])) for n in NAMES for k in ("unet", "flux")]
 TOKENS = 6
@@ -23,8 +23,10 @@ def lab(host):
     from lodestar.guidance.attention.nasa import NegativeAwaySteerAttention
     from lodestar.guidance.attention.regional import RegionalPrompts
     from lodestar.guidance.attention.regions import Region, Regions
+    from lodestar.guidance.attention.structured import StructuredDiffusionGuidance
     from lodestar.guidance.host.attach import attach
     from lodestar.guidance.host.features import wrappers
+    from lodestar.guidance.method import Prompt
     from lodestar.guidance.perturbation.pag import PerturbedAttentionGuidance
     from lodestar.guidance.rules.apg import AdaptiveProjectedGuidance
 
@@ -47,8 +49,9 @@ def lab(host):
     lab.methods = {"regional": lambda **k: RegionalPrompts(**{"regions": regions(), **k}),
                    "dense": lambda **k: DenseDiffusion(**{"regions": regions(), "end_percent": 1.0, **k}),
                    "directed": lambda **k: DirectedDiffusion(**{"regions": regions(), "steps": 0.5, **k}),
+                   "structured": lambda **k: StructuredDiffusionGuidance(**{"text": "x", "mode": "keys", "texts": tuple(Prompt(c) for c in lab.others[:2]), **k}),
                    "nasa": lambda **k: NegativeAwaySteerAttention(**{"negative": lab.others[0], **k})}
-    lab.off = {"nasa": {"scale": 0.0}, "directed": {"steps": 0.0}, "regional": {"base_ratio": 1.0}, "dense": {"cross_strength": 0.0, "self_strength": 0.0}}
+    lab.off = {"structured": {"texts": ()}, "nasa": {"scale": 0.0}, "directed": {"steps": 0.0}, "regional": {"base_ratio": 1.0}, "dense": {"cross_strength": 0.0, "self_strength": 0.0}}
     lab.others_present = {"pag": lambda: PerturbedAttentionGuidance(scale=2.0), "apg": lambda: AdaptiveProjectedGuidance(norm_threshold=5.0),
                           "nag": lambda: NormalizedAttentionGuidance(negative=lab.others[0], scale=3.0)}
 
@@ -272,3 +275,67 @@ def test_two_texts_in_joint_attention_are_refused(lab):
     model = lab.attach(lab.attach(lab.models["flux"], lab.methods["regional"]()), lab.others_present["nag"]())
     with pytest.raises(ValueError, match="Two attention edits with texts of their own"):
         lab.run(model)
+
+
+@pytest.mark.method("LodestarStructuredDiffusionGuidance")
+@pytest.mark.parametrize("mode,count", (("values", 1), ("keys", 3)))
+def test_structured_prompts_equal_to_the_prompt_change_nothing(lab, mode, count):
+    from lodestar.guidance.method import Prompt
+    long = lab.tiny.prompt(9, tokens=12)      # the host repeats the positive to this length
+    model = lab.attach(lab.models["unet"], lab.methods["structured"](mode=mode, texts=tuple(Prompt(lab.positive) for _ in range(count))))
+    close(lab.run(model, batch=3), lab.base["unet"], lab.base["unet"], 1e-4)
+    plain = lab.run(lab.models["unet"], negative=long)
+    close(lab.run(model, negative=long), plain, plain, 1e-4)
+
+
+@pytest.mark.method("LodestarRegionalPrompts")
+def test_the_region_nodes_on_the_bundled_models(lab):
+    """Region to sampler with the real tokenizer: words are found, a word that is not there is named, the wrong conditioning is told."""
+    from lodestar.demo.loader import load_demo_model
+    from lodestar.nodes import definitions
+    nodes = definitions()
+
+    def call(name, **given):
+        return nodes[name].call(given)[0]
+    with torch.inference_mode():
+        for kind in ("unet",) + (("dit",) if lab.modern else ()):
+            model, clip, _ = load_demo_model(kind)
+            first = call("LodestarRegion", x=0.0, y=0.0, width=0.5, height=1.0, words="red circle", prompt="a red circle", weight=1.0)[0]
+            regions = call("LodestarRegionsFromJSON", text='[{"box": [0.5, 0, 0.5, 1], "words": "square", "prompt": "a blue square"}]', regions=first)[0]
+            text = "a red circle and a blue square"
+            positive, found = call("LodestarRegionPrompt", clip=clip, text=text, regions=regions)
+            assert [r.tokens for r in found] == [(2, 3), (7,)] and found.length == 24 and found.spans == ((1, 8),)
+            assert positive[0][1]["lodestar_prompt"] == found.mark
+            phrased, _ = call("LodestarRegionPrompt", clip=clip, text=text, regions=regions, phrase_by_phrase=True)
+            changed = (phrased[0][0] != positive[0][0]).any(-1)[0]
+            assert changed[[2, 3]].all() and changed[7] and not changed[[0, 1, 4, 5, 6]].any()
+            negative = call("LodestarRegionPrompt", clip=clip, text=" ", regions=call("LodestarRegion", x=0.0, y=0.0, width=1.0, height=1.0, words="", prompt="", weight=1.0)[0])[0]
+            dense, = call("LodestarDenseDiffusion", model=model, regions=found, cross_strength=1.0, self_strength=0.3, start_percent=0.0, end_percent=1.0)
+            plain, out = (lab.tiny.sample(m, positive, negative, steps=2, size=16, channels=16, batch=2) for m in (model, dense))
+            assert torch.isfinite(out).all() and (out - plain).abs().max() > 1e-3
+            with pytest.raises(ValueError, match="words of region 1 = 'purple'.*does not contain"):
+                call("LodestarRegionPrompt", clip=clip, text=text, regions=call("LodestarRegion", x=0.0, y=0.0, width=1.0, height=1.0, words="purple", prompt="", weight=1.0)[0])
+            structured, own = call("LodestarStructuredDiffusionGuidance", model=model, clip=clip, text=text, phrases="", mode="values", start_percent=0.0, end_percent=1.0)
+            bound = lab.tiny.sample(structured, own, negative, steps=2, size=16, channels=16, batch=2)
+            assert torch.isfinite(bound).all() and (bound - plain).abs().max() > 1e-4
+            if kind == "dit":
+                with pytest.raises(ValueError, match="mode = 'keys'.*Choose values"):
+                    call("LodestarStructuredDiffusionGuidance", model=model, clip=clip, text=text, phrases="", mode="keys", start_percent=0.0, end_percent=1.0)
+
+
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_words_keep_to_their_prompt(lab, kind):
+    """Of several positive prompts the one that carries the regions' mark is edited, and it alone."""
+    if kind not in lab.models or not lab.modern:
+        pytest.skip("this host does not tell prompts apart")
+    from lodestar.guidance.attention.regions import Regions
+    found = lab.regions().replace(lab.regions().items, mark="here")
+    one, other = lab.positive[0], lab.others[0][0]
+
+    def both(*marked):
+        return [[c[0], {**c[1], **({"lodestar_prompt": "here"} if i in marked else {"lodestar_prompt": "elsewhere"})}] for i, c in enumerate((one, other))]
+    model = lab.attach(lab.models[kind], lab.methods["dense"](regions=found))
+    assert isinstance(found, Regions)
+    outs = [lab.run(model, positive=both(*marked)) for marked in ((0,), (1,), (0, 1))]
+    plain = lab.run(lab.models[kind], positive=both())
+    assert all((a - b).abs().max() > 1e-4 for a in outs for b in (plain,)) and (outs[0] - outs[1]).abs().max() > 1e-4 and (outs[0] - outs[2]).abs().max() > 1e-4
