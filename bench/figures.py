@@ -5,6 +5,7 @@ import torch
 
 from ..demo.measure import judge
 from . import layout, stats
+from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "objects")
 PLACED = ("iou", "in_box")
@@ -15,8 +16,9 @@ class Measured:
 
     def __init__(self, subject, bench_judge, setup, cases, latents, evaluations):
         self.subject, self.judge, self.setup, self.cases = subject, bench_judge, setup, cases
-        self.latents, self.evaluations = latents, evaluations
-        self.pictures = subject.pictures(latents)
+        self.latents, self.evaluations = latents[:, :SHAPE[0]], evaluations
+        self.before = latents[:, SHAPE[0]:]      # of the pictures that were edited
+        self.pictures = subject.pictures(self.latents)
         self.main = [i for i, c in enumerate(cases) if not c.extra]
         self.groups = [cases[i].prompt for i in self.main]
         self.features = bench_judge.network.features(self.pictures)
@@ -41,6 +43,8 @@ class Measured:
             return stats.contrast(pictures) / self.mean_contrast
         if metric == "evaluations":
             return torch.tensor([self.evaluations[i] for i in self.main])
+        if metric == "ssim_before":
+            return stats.ssim(pictures, self.subject.pictures(self.before)[self.main])
         if metric == "ssim":
             return stats.ssim(pictures, base.pictures[base.main])
         found = [self.cases[i] for i in self.main]

@@ -1,7 +1,10 @@
 """Measuring methods that place things: prompts that name two objects and no place, a wanted box for each, and how well the pictures keep them."""
 from __future__ import annotations
 
-from ..demo.scenes import SIZE
+import re
+from dataclasses import replace
+
+from ..demo.scenes import COLOURS, SIZE
 
 SIDE = 0.42      # of a wanted box, in fractions of the picture; the largest objects have 0.41
 NEAR, FAR = 0.05, 1 - 0.05 - SIDE
@@ -55,6 +58,16 @@ def structured_of(subject, captions):
         return subject.encode([text])[0][0]
     rows = [structured(Words(subject.clip, text, encode(text).shape[1]), encode(text), noun_phrases(text), encode, "values")[0] for text in captions]
     return (Prompt([[torch.cat(rows), {"pooled_output": subject.encode(captions)[0][1]["pooled_output"]}]], "structured prompt"),)
+
+
+def edited(scene):
+    """(the scene with its first object in another colour, its caption before the edit): an edit of one word."""
+    first, names = scene.things[0], tuple(COLOURS)
+    taken = {t.colour for t in scene.things}
+    colour = next(c for c in names[names.index(first.colour) + 1:] + names if c not in taken and c[0] not in "aeiou")
+    before = re.sub(r"\ban (?=[aeiou])", "a ", scene.caption)      # one article for all colours: only the colour changes
+    after = re.sub(rf"\b{first.colour}\b", colour, before, count=1)
+    return replace(scene, things=(replace(first, colour=colour), *scene.things[1:]), caption=after), before
 
 
 def overlap(seen, box):

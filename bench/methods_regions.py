@@ -4,6 +4,7 @@ from .plan import CAPTION_METRICS, PLACED_METRICS, Claim, Comparison, Cost, Entr
 DENSE = "attention.dense:DenseDiffusion"
 DIRECTED = "attention.directed:DirectedDiffusion"
 NASA = "attention.nasa:NegativeAwaySteerAttention"
+P2P = "attention.prompt_to_prompt:PromptToPrompt"
 REGIONAL = "attention.regional:RegionalPrompts"
 STRUCTURED = "attention.structured:StructuredDiffusionGuidance"
 
@@ -44,4 +45,9 @@ ENTRIES = (
         (Comparison(Setup("structured values, w = 4", 4.0, (use(STRUCTURED, text="captions", texts="$structured"),)), Setup("CFG, w = 4", 4.0),
                     (Claim("binding_errors", "not higher"), Claim("accuracy", "not lower", 0.1)), CAPTION_METRICS, generators=("unet",)),),
         (Cost("Structured values", methods=(use(STRUCTURED, text="captions", texts="$structured"),), peer=r"(?i)structur"),)),
+    Entry(
+        "LodestarPromptToPrompt",      # the coarsest grid of the bundled U-Net is half of its latent's
+        (Comparison(Setup("Prompt-to-Prompt, replace", 4.0, (use(P2P, pair="$pair", detail=2),), prompts="edit"), Setup("the edited prompt alone, same noise", 4.0, prompts="edit"),
+                    (Claim("ssim_before", "higher"), Claim("accuracy", "not lower", 0.15)), ("ssim_before", "accuracy", "frechet", "clipped", "evaluations")),),
+        (Cost("Prompt-to-Prompt, per pair", methods=(use(P2P, pair="$pair", detail=2, cross_steps=1.0, self_steps=1.0),), heavy=False, peer=r"(?i)prompt.?to.?prompt|\bp2p"),)),
 )

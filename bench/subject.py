@@ -27,7 +27,7 @@ SHAPE = (16, 16, 16)
 @dataclass(frozen=True)
 class Case:
     """One picture to make. `extra`: only for diversity. `forbidden`: the colour that is not wanted, where prompts name none. `layout`: number of the wanted
-    boxes (bench.layout), where prompts name no place."""
+    boxes (bench.layout), where prompts name no place. `source`: the caption before an edit, whose picture is sampled beside it."""
 
     scene: object
     prompt: int
@@ -35,6 +35,7 @@ class Case:
     extra: bool = False
     forbidden: str = ""
     layout: int = -1
+    source: str = ""
 
     def noise(self):
         return torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.prompt))
@@ -51,6 +52,8 @@ def cases(prompts, seeds, kind="captions", task="sample"):
         found = [replace(c, forbidden=names[c.prompt % len(names)]) for c in found]
     if kind in ("placed", "regional"):
         found = [replace(c, layout=c.prompt % len(layout.LAYOUTS)) for c in found]
+    if kind == "edit":
+        found = [replace(c, scene=s, source=before) for c in found for s, before in (layout.edited(c.scene),)]
     if kind == "graph":
         found = [replace(c, layout=RELATIONS.index(c.scene.relation)) for c in found]
     return found
@@ -130,6 +133,10 @@ class Subject:
             return self.encode([" ".join(f"a {batch[0].forbidden or 'red'} {shape}" for shape in SHAPES)])
         if text in ("$regions", "$words"):
             return layout.regions_of(self, batch, prompts=text == "$regions")
+        if text == "$pair":
+            from ..guidance.attention.prompt_to_prompt import Pair
+            size = self.encode([""])[0][0].shape[1]
+            return Pair(torch.eye(size), torch.ones(size), torch.ones(size))      # the edits change words in their places
         if text == "$structured":
             return layout.structured_of(self, [text_of(c, "captions") for c in batch])
         if text == "$graph":
@@ -180,7 +187,7 @@ class Subject:
         """(latents [n, 16, 16, 16], network evaluations per picture, seconds) of one batch."""
         import comfy.samplers
         steps = setup.steps or steps
-        positive = self.encode([text_of(c, setup.prompts) for c in batch])
+        positive = self.encode([t for c in batch for t in ([c.source] if c.source else []) + [text_of(c, setup.prompts)]])
         negative = self.encode([""])
         if any(v == "$weak" for u in setup.methods for _, v in u.values):
             self.weak
@@ -189,12 +196,14 @@ class Subject:
             if setup.task == "inversion":
                 out = self._round_trip(setup, batch, positive, steps)
             else:
-                noise = torch.cat([c.noise() for c in batch])
+                noise = torch.cat([c.noise() for c in batch for _ in range(2 if c.source else 1)])
                 guider = comfy.samplers.CFGGuider(self.guided(setup, batch))
                 guider.set_conds(positive, negative)
                 guider.set_cfg(setup.cfg)
                 out = guider.sample(noise, torch.zeros_like(noise), self.sampler(setup, batch), self.sigmas(steps), callback=callback, disable_pbar=True, seed=batch[0].seed)
             seconds = time.perf_counter() - begin
+        if batch[0].source:      # the edited pictures, and behind their channels those that they were made from
+            out = torch.cat((out[1::2], out[0::2]), 1)
         return out.float().cpu(), rows[0] / len(batch), seconds
 
     def _round_trip(self, setup, batch, positive, steps):

@@ -92,6 +92,7 @@ class Step:
     percent_to_sigma: Any = None
     seed: int | None = None
     host: Any = None      # the context of differentiable evaluations (guidance.host.gradients), None without a host
+    maps: dict = field(default_factory=dict)      # {observer: [what it saw]} of this call; every Step made from this one shares it
 
     @property
     def s(self):

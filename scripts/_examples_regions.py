@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._examples import Scene
+from ._examples import CFG, SEED, STEPS, Scene
 
 BOTH = "a red circle and a blue square"
 PLACES = (dict(x=0.05, y=0.5, width=0.45, height=0.45), dict(x=0.5, y=0.05, width=0.45, height=0.45))
@@ -89,6 +89,17 @@ def structured(definitions, definition, name):
     return scene.graph
 
 
-OWN = {"LodestarStructuredDiffusionGuidance": structured, "LodestarSceneGraphLayout": scene_graph,
+def paired(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Two pictures come out: the source and its edit.", prompt=None)
+    node = scene.graph.add(definition.node_id, model=scene.model, clip=scene.clip, latent=scene.latent, source="a red circle and a blue square", target="a green circle and a blue square",
+                           mode="replace", detail=2)
+    out = scene.graph.add("KSampler", "Both prompts", model=node[0], seed=SEED, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="normal", positive=node[1],
+                          negative=scene.negative, latent_image=node[2])[0]
+    scene.save(out, name, "Source and edit")
+    return scene.graph
+
+
+OWN = {"LodestarPromptToPrompt": paired,
+       "LodestarStructuredDiffusionGuidance": structured, "LodestarSceneGraphLayout": scene_graph,
        "LodestarRegionalPrompts": regional, "LodestarDenseDiffusion": dense, "LodestarDirectedDiffusion": directed,
        "LodestarNegativeAwaySteerAttention": nasa}

@@ -9,6 +9,7 @@ from lodestar.guidance.attention.dense import DenseModulation      # noqa: E402
 from lodestar.guidance.attention.directed import DirectedAttention      # noqa: E402
 from lodestar.guidance.attention.edits import AttentionEdit      # noqa: E402
 from lodestar.guidance.attention.nasa import SteerAway      # noqa: E402
+from lodestar.guidance.attention.prompt_to_prompt import Pair, PictureMaps, WordMaps      # noqa: E402
 from lodestar.guidance.attention.regional import RegionalAttention, Separation      # noqa: E402
 from lodestar.guidance.attention.regions import Region, Regions      # noqa: E402
 from lodestar.guidance.attention.structured import StructuredAttention      # noqa: E402
@@ -257,3 +258,27 @@ def test_structured(make, name):
         close(out[2:], plain[2:])
     for given in (edit("values", a[1][:1]), edit("keys", a[1][:1], a[1][:1], a[1][:1])):
         close(lab.run([POSITIVE], [a], session, [given])[0], plain[:2], 1e-4)
+
+
+@pytest.mark.method("LodestarPromptToPrompt")
+@pytest.mark.parametrize("name", ALL)
+def test_pairs(make, name):
+    """The source is as it was, the target takes its maps; equal prompts and equal noise give equal pictures."""
+    lab = make(name, rows=2)
+    (x, _), (y, _) = lab.inputs(1), lab.inputs(2)
+    x, size = x[:1].expand(2, *x.shape[1:]), lab.specimen.tokens
+    text = torch.cat((lab.text(1), lab.text(2)))
+    mapping = torch.eye(size)
+    mapping[:, [1, 2]] = mapping[:, [2, 1]]
+    share, factor = torch.ones(size), torch.ones(size)
+    share[4], factor[3] = 0.0, 2.0
+    edits = [WordMaps("all", Pair(mapping, share, factor)), PictureMaps("all")]
+    plain = lab.plain([(x, text), (y, text)])
+    out, _ = lab.run([POSITIVE, Branch("negative")], [(x, text), (y, text)], lab.session(), edits)
+    close(out[:1], plain[:1], 1e-4)
+    close(out[2:], plain[2:])
+    assert torch.isfinite(out).all() and (out[1] - plain[1]).abs().max() > 1e-4 * plain.abs().max()
+    one = Pair(torch.eye(size), torch.ones(size), torch.ones(size))
+    same, _ = lab.run([POSITIVE], [(x, text[:1].expand(2, -1, -1))], lab.session(), [WordMaps("all", one), PictureMaps("all")])
+    close(same[:1], same[1:], 1e-4)
+    close(same, lab.plain([(x, text[:1].expand(2, -1, -1))]), 1e-4)

@@ -339,3 +339,122 @@ def test_words_keep_to_their_prompt(lab, kind):
     outs = [lab.run(model, positive=both(*marked)) for marked in ((0,), (1,), (0, 1))]
     plain = lab.run(lab.models[kind], positive=both())
     assert all((a - b).abs().max() > 1e-4 for a in outs for b in (plain,)) and (outs[0] - outs[1]).abs().max() > 1e-4 and (outs[0] - outs[2]).abs().max() > 1e-4
+
+
+# Prompt-to-Prompt: pairs of pictures
+
+@pytest.fixture(scope="module")
+def pairs(lab):
+    """run(kind, method or None, pictures) with source and target prompts side by side, and the method with a mapping that swaps two words."""
+    from lodestar.guidance.attention.prompt_to_prompt import Pair, PromptToPrompt
+    a, b = lab.positive[0], lab.others[0][0]
+    both = [[torch.cat((a[0], b[0])), {"pooled_output": torch.cat((a[1]["pooled_output"], b[1]["pooled_output"]))}]]
+    mapping, share, factor = torch.eye(TOKENS), torch.ones(TOKENS), torch.ones(TOKENS)
+    mapping[:, [1, 2]], share[4], factor[3] = mapping[:, [2, 1]], 0.0, 1.5
+
+    def method(**k):
+        blend = k.pop("blended", None)
+        return PromptToPrompt(**{"pair": Pair(mapping, share, factor, blend), "detail": 1, **k})
+
+    def run(kind, given=None, pictures=2, prompts=None, **k):
+        model = lab.models[kind] if given is None else lab.attach(lab.models[kind], given)
+        noise = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(pictures)]).repeat_interleave(2, 0)
+        return lab.run(model, positive=prompts or both, noise=noise, latent=torch.zeros(2 * pictures, 4, 8, 8), **k)
+    return run, method
+
+
+P2P = pytest.mark.method("LodestarPromptToPrompt")
+
+
+@P2P
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_pairs(lab, pairs, kind):
+    """The source is as without the node, the target takes its attention; pairs do not feel each other; nothing is left behind."""
+    usable(lab, "pairs", kind)
+    run, method = pairs
+    plain, out = run(kind), run(kind, method())
+    close(out[0::2], plain[0::2], plain, 1e-4)
+    assert torch.isfinite(out).all() and (out[1::2] - plain[1::2]).abs().max() > 1e-3
+    assert torch.equal(run(kind, method()), out)
+    close(run(kind, method(), pictures=1), out[:2], out, 1e-4)
+    assert torch.equal(run(kind, method(cross_steps=0.0, self_steps=0.0)), plain)
+    for name in ("cross_steps", "self_steps"):      # each kind of map by itself
+        assert (run(kind, method(**{name: 0.0}))[1::2] - out[1::2]).abs().max() > 1e-4, name
+    assert torch.equal(lab.run(lab.models[kind], batch=3), lab.base[kind])
+
+
+@P2P
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_equal_prompts_give_equal_pictures(lab, pairs, kind):
+    usable(lab, "pairs", kind)
+    from lodestar.guidance.attention.prompt_to_prompt import Pair
+    run, method = pairs
+    same = [[torch.cat((lab.positive[0][0],) * 2), {"pooled_output": torch.cat((lab.positive[0][1]["pooled_output"],) * 2)}]]
+    plain = Pair(torch.eye(TOKENS), torch.ones(TOKENS), torch.ones(TOKENS))
+    out = run(kind, method(pair=plain), prompts=same)
+    close(out[0::2], out[1::2], out, 1e-4)
+    close(out, run(kind, prompts=same), out, 1e-4)
+
+
+@P2P
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_outside_the_blend_is_the_source(lab, pairs, kind):
+    """Nothing is above the threshold of 1: the source's picture; everything is above 0: no blending."""
+    usable(lab, "pairs", kind)
+    run, method = pairs
+    nothing = run(kind, method(blended=((1,), (2,)), blend_threshold=1.0))
+    close(nothing[1::2], nothing[0::2], nothing, 1e-4)
+    all_of_it, free = run(kind, method(blended=((1,), (2,)), blend_threshold=0.0)), run(kind, method())
+    close(all_of_it, free, free, 1e-4)
+    some = run(kind, method(blended=((1,), (2,)), blend_threshold=0.9, blend_start=0.0))
+    assert torch.isfinite(some).all()
+
+
+@P2P
+def test_pairs_beside_other_methods_and_half_precision(lab, pairs):
+    run, method = pairs
+    for kind in lab.models:
+        model = lab.attach(lab.attach(lab.models[kind], lab.others_present["pag"]()), lab.others_present["apg"]())
+        free, out = (lab.run(m, positive=_both(lab), noise=_pair_noise(), latent=torch.zeros(4, 4, 8, 8)) for m in (model, lab.attach(model, method(blended=((1,), (2,))))))
+        close(out[0::2], free[0::2], free, 1e-4)
+        assert torch.isfinite(out).all() and (out[1::2] - free[1::2]).abs().max() > 1e-3
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.inference_mode():
+            model = lab.attach(lab.tiny.unet(dtype=dtype), method())
+        assert torch.isfinite(lab.run(model, positive=_both(lab), noise=_pair_noise(), latent=torch.zeros(4, 4, 8, 8), steps=2)).all()
+
+
+def _both(lab):
+    a, b = lab.positive[0], lab.others[0][0]
+    return [[torch.cat((a[0], b[0])), {"pooled_output": torch.cat((a[1]["pooled_output"], b[1]["pooled_output"]))}]]
+
+
+def _pair_noise():
+    return torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]).repeat_interleave(2, 0)
+
+
+@P2P
+def test_an_odd_batch_is_told(lab, pairs):
+    with pytest.raises(ValueError, match="batch has 3 pictures.*pairs"):
+        lab.run(lab.attach(lab.models["unet"], pairs[1]()), batch=3)
+
+
+@P2P
+def test_the_node_makes_pairs_with_equal_noise(lab):
+    import comfy.sample
+    from lodestar.demo.loader import load_demo_model
+    from lodestar.nodes import definitions
+    node = definitions()["LodestarPromptToPrompt"]
+    defaults = {i.name: i.default for i in node.inputs if i.widget}
+    with torch.inference_mode():
+        model, clip, _ = load_demo_model("unet")
+        given = {**defaults, "source": "a red circle and a blue square", "target": "a green circle and a blue square", "mode": "replace", "detail": 2}
+        guided, positive, latent = node.call({"model": model, "clip": clip, "latent": {"samples": torch.zeros(2, 16, 16, 16)}, **given})[0]
+        assert latent["samples"].shape[0] == 4 and latent["batch_index"] == [0, 0, 1, 1] and positive[0][0].shape[0] == 2
+        noise = comfy.sample.prepare_noise(latent["samples"], 5, latent["batch_index"])
+        assert torch.equal(noise[0::2], noise[1::2]) and not torch.equal(noise[0], noise[2])
+        negative = [[positive[0][0][:1] * 0, {"pooled_output": positive[0][1]["pooled_output"][:1] * 0}]]
+        out = lab.tiny.sample(guided, positive, negative, noise=noise, latent=latent["samples"], steps=3)
+        assert torch.isfinite(out).all() and (out[0::2] - out[1::2]).abs().max() > 1e-3
+        with pytest.raises(ValueError, match="Choose refine"):
+            node.call({"model": model, "clip": clip, "latent": {"samples": torch.zeros(1, 16, 16, 16)}, **given, "target": "a red circle and a small blue square"})
