@@ -4,9 +4,11 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import stats
+from . import layout, stats
+from .subject import SHAPE
 
-SHARES = ("accuracy", "binding_errors", "forbidden", "count")
+SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
+PLACED = ("iou", "in_box")
 
 
 class Measured:
@@ -14,8 +16,9 @@ class Measured:
 
     def __init__(self, subject, bench_judge, setup, cases, latents, evaluations):
         self.subject, self.judge, self.setup, self.cases = subject, bench_judge, setup, cases
-        self.latents, self.evaluations = latents, evaluations
-        self.pictures = subject.pictures(latents)
+        self.latents, self.evaluations = latents[:, :SHAPE[0]], evaluations
+        self.before = latents[:, SHAPE[0]:]      # of the pictures that were edited
+        self.pictures = subject.pictures(self.latents)
         self.main = [i for i, c in enumerate(cases) if not c.extra]
         self.groups = [cases[i].prompt for i in self.main]
         self.features = bench_judge.network.features(self.pictures)
@@ -26,13 +29,13 @@ class Measured:
         if self._judged is None:
             readings = self.judge.network.decode(self.pictures[self.main])
             self._judged = [judge(self.cases[i].scene, r) | {"forbidden": any(t.colour == self.cases[i].forbidden for t in r.things)}
-                            for i, r in zip(self.main, readings)]
+                            | (layout.placed(self.cases[i], r) if self.cases[i].layout >= 0 else {}) for i, r in zip(self.main, readings)]
         return torch.tensor([float(j[name]) for j in self._judged])
 
     def values(self, metric, base=None):
         """One value per picture."""
         pictures = self.pictures[self.main]
-        if metric in SHARES:
+        if metric in SHARES or metric in PLACED:
             return self.judged({"accuracy": "all", "binding_errors": "binding_error"}.get(metric, metric))
         if metric == "clipped":
             return stats.clipped(pictures)
@@ -40,6 +43,8 @@ class Measured:
             return stats.contrast(pictures) / self.mean_contrast
         if metric == "evaluations":
             return torch.tensor([self.evaluations[i] for i in self.main])
+        if metric == "ssim_before":
+            return stats.ssim(pictures, self.subject.pictures(self.before)[self.main])
         if metric == "ssim":
             return stats.ssim(pictures, base.pictures[base.main])
         found = [self.cases[i] for i in self.main]

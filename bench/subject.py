@@ -13,8 +13,9 @@ import torch
 
 from ..demo import latents as code_of
 from ..demo import measure
-from ..demo.scenes import COLOURS, SHAPES, random_scene, render, two_object_prompts
+from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
+from . import layout
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -25,13 +26,16 @@ SHAPE = (16, 16, 16)
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to make. `extra`: only for diversity. `forbidden`: the colour that is not wanted, where prompts name none."""
+    """One picture to make. `extra`: only for diversity. `forbidden`: the colour that is not wanted, where prompts name none. `layout`: number of the wanted
+    boxes (bench.layout), where prompts name no place. `source`: the caption before an edit, whose picture is sampled beside it."""
 
     scene: object
     prompt: int
     seed: int
     extra: bool = False
     forbidden: str = ""
+    layout: int = -1
+    source: str = ""
 
     def noise(self, size=None):
         shape = SHAPE if size is None else (SHAPE[0], size, size)
@@ -47,13 +51,21 @@ def cases(prompts, seeds, kind="captions", task="sample"):
     if kind == "colourless":
         names = tuple(COLOURS)
         found = [replace(c, forbidden=names[c.prompt % len(names)]) for c in found]
+    if kind in ("placed", "regional"):
+        found = [replace(c, layout=c.prompt % len(layout.LAYOUTS)) for c in found]
+    if kind == "edit":
+        found = [replace(c, scene=s, source=before) for c in found for s, before in (layout.edited(c.scene),)]
+    if kind == "graph":
+        found = [replace(c, layout=RELATIONS.index(c.scene.relation)) for c in found]
     return found
 
 
 def text_of(case, kind):
     """The prompt of a case."""
-    if kind == "empty":
+    if kind in ("empty", "regional"):
         return ""
+    if kind in ("placed", "graph"):
+        return layout.caption(case.scene)
     if kind == "colourless":
         words = re.sub(rf"\b({'|'.join(COLOURS)}) ", "", case.scene.caption)
         return re.sub(r"\ban (?=[^aeiou])", "a ", words)
@@ -61,10 +73,10 @@ def text_of(case, kind):
 
 
 def groups_of(found, size):
-    """Batches of at most `size` cases that share their forbidden colour."""
+    """Batches of at most `size` cases that share their forbidden colour and their layout."""
     by = {}
     for c in found:
-        by.setdefault((c.extra, c.forbidden), []).append(c)
+        by.setdefault((c.extra, c.forbidden, c.layout), []).append(c)
     return [b[i:i + size] for b in by.values() for i in range(0, len(b), size)]
 
 
@@ -120,6 +132,16 @@ class Subject:
             return TargetImage(target=self.model.get_model_object("latent_format").process_in(self.target(batch)), reduction="mean")
         if text == "$forbidden":
             return self.encode([" ".join(f"a {batch[0].forbidden or 'red'} {shape}" for shape in SHAPES)])
+        if text in ("$regions", "$words"):
+            return layout.regions_of(self, batch, prompts=text == "$regions")
+        if text == "$pair":
+            from ..guidance.attention.prompt_to_prompt import Pair
+            size = self.encode([""])[0][0].shape[1]
+            return Pair(torch.eye(size), torch.ones(size), torch.ones(size))      # the edits change words in their places
+        if text == "$structured":
+            return layout.structured_of(self, [text_of(c, "captions") for c in batch])
+        if text == "$graph":
+            return layout.graph_of(self, batch)
         if text == "$record":
             from ..guidance.inspection.inspector import Record
             return Record()
@@ -166,7 +188,7 @@ class Subject:
         """(latents [n, 16, 16, 16], network evaluations per picture, seconds) of one batch."""
         import comfy.samplers
         steps = setup.steps or steps
-        positive = self.encode([text_of(c, setup.prompts) for c in batch])
+        positive = self.encode([t for c in batch for t in ([c.source] if c.source else []) + [text_of(c, setup.prompts)]])
         negative = self.encode([""])
         if any(v == "$weak" for u in setup.methods for _, v in u.values):
             self.weak
@@ -175,12 +197,14 @@ class Subject:
             if setup.task == "inversion":
                 out = self._round_trip(setup, batch, positive, steps)
             else:
-                noise = torch.cat([c.noise(setup.size) for c in batch])
+                noise = torch.cat([c.noise(setup.size) for c in batch for _ in range(2 if c.source else 1)])
                 guider = comfy.samplers.CFGGuider(self.guided(setup, batch))
                 guider.set_conds(positive, negative)
                 guider.set_cfg(setup.cfg)
                 out = guider.sample(noise, torch.zeros_like(noise), self.sampler(setup, batch), self.sigmas(steps), callback=callback, disable_pbar=True, seed=batch[0].seed)
             seconds = time.perf_counter() - begin
+        if batch[0].source:      # the edited pictures, and behind their channels those that they were made from
+            out = torch.cat((out[1::2], out[0::2]), 1)
         return out.float().cpu(), rows[0] / len(batch), seconds
 
     def _round_trip(self, setup, batch, positive, steps):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+JOINT_FAMILIES = ("flux", "sd3", "qwen", "hunyuan", "aura", "lumina", "hidream")      # text and picture attend in one call
 ALIASES = {"down": "input", "up": "output", "mid": "middle", "blocks": "block", "layers": "layer", "double_block": "double", "single_block": "single"}
 
 

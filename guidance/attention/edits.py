@@ -37,11 +37,11 @@ class Site:
     batch: int = 1
     shared: Any = None
     partial: bool = True
+    mask: Any = None
     frames: int = 1
     window: tuple = (0.0, 0.0, 1.0, 1.0)
     prompt: slice | None = None
     latent: tuple | None = None
-    mask: Any = None
     rotation: Any = None
     note: Any = None
 
@@ -71,6 +71,7 @@ class AttentionEdit:
     references = ()
     any_text = False
     unrotates = False       # whether the edit wants `site.rotation`
+    matrix = False      # whether it is a MatrixEdit (guidance.attention.matrix): those of one call run innermost, in one pass over the attention matrix
 
     def __deepcopy__(self, memo):
         return self
@@ -119,8 +120,10 @@ class FeatureEdit(AttentionEdit):
 
 def chain(edits, site, attend):
     """One function (q, k, v) -> out that runs the edits, the first one outermost; observers see what the network's attention is given."""
-    call, own = attend, site
-    for edit in reversed(sorted(edits, key=lambda e: isinstance(e, AttentionObserver))):
+    matrix = tuple(e for e in edits if e.matrix)
+    own = replace(site, partial=False) if matrix else site
+    call = matrix[0].together(matrix, site, attend) if matrix else attend
+    for edit in reversed(sorted((e for e in edits if not e.matrix), key=lambda e: isinstance(e, AttentionObserver))):
         def call(q, k, v, bias=None, edit=edit, inner=call, site=own):
             return edit.apply(site, q, k, v, inner if bias is None else partial(_biased, inner, bias))
         own = replace(site, partial=False)      # an edit further in counts on all queries

@@ -11,14 +11,15 @@ import torch
 
 from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, rows_of
 from ..attention.regions import WHOLE
+from ..layers import JOINT_FAMILIES
 from . import feature_hooks, references, rotary, unet_hooks
 from .calls import Noter
 from .features import wrappers
-from .places import inside, prompt_of, unet_grid
-from .shadow import Appended, Shadow
+from .joined import REFUSED, Joined
+from .places import inside, prompt_first, prompt_of, unet_grid
+from .shadow import Appended, Shadow, own_texts
 
 LAYER = "lodestar_layer"
-JOINT_FAMILIES = ("flux", "sd3", "qwen", "hunyuan", "aura", "lumina", "hidream")
 NO_SHADOW = {"hidream": "their text enters every block anew, from a language model whose states a second text stream would need"}
 
 
@@ -60,7 +61,7 @@ def _install_unet(call, transformer):
             for depth, layer in depths.items():
                 if (*block, depth) in earlier:
                     table[(*block, depth)] = _unet_replacement(call, layer, kind, earlier[(*block, depth)])
-    tokens = [e for e in call.edited if getattr(e, "negative", None) is not None and "cross" in e.kinds]
+    tokens = [e for e in call.edited if own_texts(e) and "cross" in e.kinds]
     if tokens:
         patches.setdefault("attn2_patch", []).append(_append_tokens(call, tokens))
     transformer["patches_replace"], transformer["patches"] = replace, patches
@@ -73,9 +74,10 @@ def _append_tokens(call, edits):
         key = (*block, extra.get("block_index", 0)) if block else None
         for edit in edits:
             if any(layer.key == key for layer in call.session.selected(edit)):
-                tokens = call.session.cross_tokens(edit.negative, context.shape[0], context)
-                context = torch.cat((context, tokens), 1)
-                value = torch.cat((value, tokens.to(value)), 1)
+                for prompt in own_texts(edit):
+                    tokens = call.session.cross_tokens(prompt, context.shape[0], context)
+                    context = torch.cat((context, tokens), 1)
+                    value = torch.cat((value, tokens.to(value)), 1)
         return n, context, value
     return patch
 
@@ -135,28 +137,16 @@ def _temporal(call, q, layer, kind, extra):
     return seen[layer, kind] % 2 == 0
 
 
-def unet_grid(options, tokens):
-    """(height, width) of a U-Net layer with so many tokens, (None, None) where it is not known."""
-    shape = options.get("activations_shape")
-    if shape is not None:
-        return tuple(shape[-2:])
-    shape = options.get("original_shape")        # older hosts tell the latent's alone: it is halved, rounded up, from level to level
-    height, width = shape[-2:] if shape is not None else (0, 0)
-    while height * width > tokens:
-        height, width = -(-height // 2), -(-width // 2)
-    return (height, width) if height * width == tokens else (None, None)
-
-
 def _unet_replacement(call, layer, kind, previous):
     """The replacement of one layer's attention: rows with edits go through them, the others through what was there before."""
-    carriers = [e for e in call.edited if getattr(e, "negative", None) is not None and kind in e.kinds and layer in call.session.selected(e)] if kind == "cross" else []
+    carriers = [(e, i) for e in call.edited if kind in e.kinds and layer in call.session.selected(e) for i in range(len(own_texts(e)))] if kind == "cross" else []
 
     def run(q, k, v, extra):
         heads, rows = extra["n_heads"], q.shape[0]
         appended = {}
-        for edit in reversed(carriers):
-            n = call.session.cross_tokens(edit.negative, 1, q).shape[1]
-            appended[edit] = (k[:, -n:], v[:, -n:])
+        for edit, i in reversed(carriers):
+            n = call.session.cross_tokens(own_texts(edit)[i], 1, q).shape[1]
+            appended[edit, i] = (k[:, -n:], v[:, -n:])
             k, v = k[:, :-n], v[:, :-n]
 
         def attend(q_, k_, v_, start, stop, bias=None):
@@ -184,21 +174,33 @@ def _unet_replacement(call, layer, kind, previous):
 
         qh, kh, vh = (_heads(t, heads) for t in (q, k, v))
         extras = {e: tuple(_heads(t, heads) for t in pair) for e, pair in appended.items()}
-        site = _with_extra(site, extras, lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads))
+        site = _with_extra(site, extras, lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads), previous is not None)
         return _flat(_rows(groups, qh, kh, vh, attend_heads, site, call, extra))
     return run
 
 
-def _with_extra(site, extras, plain):
-    return replace(site, extra={"tokens": extras, "plain": plain})
+def _with_extra(site, extras, plain, others=False):
+    """The Site with what its edits had appended: `tokens` {edit: (k, v)} of negative prompts, `texts` {edit: ((k, v), ...)} of other texts of their own.
+    plain(q, k, v): attention without mask and without other packs'. others: whether `attend` leads through another pack's replacement."""
+    texts = {}
+    for (edit, i), pair in sorted(extras.items(), key=lambda item: item[0][1]):
+        texts[edit] = (*texts.get(edit, ()), pair)
+    tokens = {edit: pairs[0] for edit, pairs in texts.items() if getattr(edit, "negative", None) is not None}
+    return replace(site, extra={"tokens": tokens, "texts": texts, "plain": plain, "others": others})
+
+
+def _cut(extra, rows):
+    """The extras of some rows."""
+    tokens = {e: (a[rows], b[rows]) for e, (a, b) in extra["tokens"].items()}
+    texts = {e: tuple((a[rows], b[rows]) for a, b in pairs) for e, pairs in extra["texts"].items()}
+    return {**extra, "tokens": tokens, "texts": texts}
 
 
 def _rows(groups, q, k, v, attend, site, call, options):
     """apply_rows with the appended tokens cut to each group's rows, and the grid to the part of the picture that they show."""
     def local(start, stop):
-        cut = {e: (a[start:stop], b[start:stop]) for e, (a, b) in site.extra["tokens"].items()}
         window = inside(site.window, call.window_at(options, start, q.shape[0]))
-        return replace(rows_of(site, start, stop, q.shape[0]), extra={**site.extra, "tokens": cut}, window=window)
+        return replace(rows_of(site, start, stop, q.shape[0]), extra=_cut(site.extra, slice(start, stop)), window=window)
 
     if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
         out = attend(q, k, v, 0, q.shape[0])
@@ -219,6 +221,7 @@ def _rows(groups, q, k, v, attend, site, call, options):
 def _install_dit(call, transformer):
     if not wrappers():
         raise ValueError(f"Attention edits on {_network(call.session)} need a ComfyUI of October 2025 or newer; this host has no hook into its attention.")
+    call.session.prompt_first = prompt_first(call.session)      # the network itself is not looked at inside its own (perhaps compiled) call
     replace = {kind: dict(table) for kind, table in transformer.get("patches_replace", {}).items()}
     table = replace.setdefault("dit", {})
     for layer in call.session.geometry.layers:
@@ -333,7 +336,10 @@ def _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width):
     slices = joint_slices(geometry, net, q_tokens, tokens)
     if slices is None:
         return None
-    prompt = prompt_of(call, slices[0], net["text_tokens"]) if net.get("text_tokens") else None
+    joined, prompt = net.get("joined"), None
+    if net.get("text_tokens"):
+        prompt = prompt_of(call, slices[0], joined.tokens if joined is not None else net["text_tokens"])
+        prompt = slice(prompt.start, prompt.start + joined.length) if joined is not None else prompt
     return Site("joint", layer, height, width, *slices, None, call.step, prompt=prompt)
 
 
@@ -347,6 +353,8 @@ def joint_slices(geometry, net, count, tokens):
     begin = (text if geometry.text_first else 0) + (others if geometry.image_last else 0)
     where = slice(0, text) if geometry.text_first else slice(count - text, count)
     return where, slice(begin, begin + tokens)
+
+
 
 class _Attention:
     """One call of the host's attention function, split into rows and heads."""
@@ -440,13 +448,14 @@ def _override(call, previous):
         groups = [] if site is None else call.groups(options, main, place["layer"], site.kind)
         edited = any(edits for _, _, edits in groups)
         looked = site is not None and call.references and references.wanted_at(call, place["layer"], site.kind)
-        if not (edited or looked or text or refine or (site is not None and shadow is not None)):
+        joined = net.get("joined") if site is not None and site.kind == "joint" else None
+        if not (edited or looked or text or refine or joined is not None or (site is not None and shadow is not None)):
             return base(*args, **kwargs)
         attention = _Attention(base, args, kwargs, options, main)
         if site is not None:
             seen = references.attention(call, options, place["layer"], site.kind, attention.q, attention.k, attention.v, site.image) if looked else {}
             site = replace(site, batch=main // len(call.roles(options)), shared=seen, partial=attention.mask is None)
-            if looked and not edited and not text and shadow is None:
+            if looked and not edited and not text and shadow is None and joined is None:
                 return base(*args, **kwargs)
         if edited:
             if site.kind == "self" and q_tokens != k_tokens:
@@ -456,7 +465,7 @@ def _override(call, previous):
             site = replace(site, note=Noter(call, options, place["layer"], main))
             if any(e.unrotates for _, _, edits in groups for e in edits):
                 site = replace(site, rotation=_rotation(call, place, net, attention.q))
-        return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine))
+        return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine, joined))
     return run
 
 
@@ -472,7 +481,7 @@ def _rotation(call, place, net, q):
     return found
 
 
-def _dispatch(call, attention, site, groups, shadow, appended, refine):
+def _dispatch(call, attention, site, groups, shadow, appended, refine, joined=None):
     """Head outputs of one attention call that is edited, or that has keys or rows of ours in it."""
     q, rows = attention.q, attention.rows
     if refine:
@@ -487,6 +496,8 @@ def _dispatch(call, attention, site, groups, shadow, appended, refine):
     site = replace(_with_extra(site, pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
     if shadow is not None:
         return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
+    if joined is not None:
+        return joined.attention(site, groups, attention, lambda g, a, s: _rows(g, a.q, a.k, a.v, a.attend, s, call, a.options))
     return _rows(groups, q, k, v, attention.attend, site, call, attention.options)
 
 
@@ -495,16 +506,20 @@ def shadow_rows(call, options, x, roles):
     geometry = call.session.geometry
     if geometry.family == "unet" or options.get("uuids") is None:
         return None
-    edits = [e for e in call.edited if getattr(e, "negative", None) is not None]
-    carried = [i for i, r in enumerate(roles) if r is not None and r.model is None and any(e in call.edits_of(r) for e in edits)]
+    edits = [e for e in call.edited if own_texts(e)]
+    carried = [i for i, (r, (found, _)) in enumerate(zip(roles, call.chunks(options))) if r is not None and r.model is None and any(e in found for e in edits)]
     if not carried:
         return None
     if geometry.family not in JOINT_FAMILIES:
         return Appended(call, edits, options)
+    if len(edits) > 1:
+        raise ValueError("Two attention edits with texts of their own cannot run on one model with joint attention; keep one of them.")
+    if getattr(edits[0], "negative", None) is None:
+        if geometry.family in REFUSED:
+            raise ValueError(f"{edits[0].title} is not possible on {geometry.family} networks: {REFUSED[geometry.family]}.")
+        return Joined(call, edits[0], options)
     if geometry.family in NO_SHADOW:
         raise ValueError(f"A negative prompt inside attention is not possible on {geometry.family} networks: {NO_SHADOW[geometry.family]}.")
-    if len(edits) > 1:
-        raise ValueError("Two attention edits with a negative prompt of their own cannot run on one model with joint attention; keep one of them.")
     return Shadow(call, edits[0], carried, x.shape[0] // len(roles), options)
 
 

@@ -11,8 +11,10 @@ import torch
 
 from ..attention.blocks import BlockSite
 from ..attention.edits import merge_groups
-from .attention_hooks import JOINT_FAMILIES, _grid, joint_slices, unet_grid
+from ..layers import JOINT_FAMILIES
+from .attention_hooks import _grid, joint_slices
 from .geometry import block_modules
+from .places import unet_grid
 
 _ROTARY = ("freqs_cis", "rope", "rope_emb_L_1_1_D")      # what blocks without a replacement call their rotary embedding
 _TEXT = ("text_tokens", "y")                             # and their text stream
@@ -152,7 +154,7 @@ def _site(call, options, layer, part, streams):
     """Where the picture's tokens are in the streams of a block."""
     geometry, step = call.session.geometry, call.step
     if geometry.family == "unet":
-        return BlockSite(layer, part, slice(None), 1, *unet_grid(options, streams["image"].shape[1]), step)
+        return BlockSite(layer, part, slice(None), 1, *unet_grid(options, streams["image"].shape[1])[:2], step)
     net = options.get("lodestar_net")
     if net is None:
         return BlockSite(layer, part, step=step)
