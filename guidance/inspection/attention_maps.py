@@ -24,7 +24,7 @@ class CaptureAttention(Finish):
     the sparse part of Draft Attention) is read as it would be without it.
     """
 
-    node_id = "LodestarCaptureAttention"
+    node_id = ""      # no node yet: nothing in the graph takes the record
     title = "Capture Attention"
     family = "inspection"
     paper = "What the DAAM: Interpreting Stable Diffusion Using Cross Attention (arXiv 2210.04885)"
