@@ -35,9 +35,8 @@ class DecoupledGuidance(Rule, Term):
         n <- n (rescale (std n_i + std n_it) / (2 std n) + 1 - rescale)                 per sample
 
     n_it: positive prompt with the adapter; n_i: the text-free prompt with the adapter; n_u: negative prompt, which adapters leave alone or give an empty picture.
-    Works with the adapter of any pack that tells conditional and unconditional rows apart, and with Image Adapter of this pack: the text-free prompt is shown to it as
-    a conditional one. The sampler's cfg does not matter here; give it 1 for few-step models. With a = b = w and rescale 0 this is CFG at w, with a = b = 1 the conditional
-    prediction.
+    Works with the adapter of any pack that tells conditional and unconditional rows apart: the text-free prompt is shown to it as a conditional one. The sampler's cfg
+    does not matter here; give it 1 for few-step models. With a = b = w and rescale 0 this is CFG at w, with a = b = 1 the conditional prediction.
 
     Defaults: a = 1, 1.5, 1.5, 1 and b = 1, 3, 3, 1 for four steps, rescale 0.75 (the paper: FaceID adapters on Hyper-SDXL). The combination is done in noise, as in the authors' code;
     without rescale it is the same in any parametrisation.
