@@ -5,6 +5,9 @@ from __future__ import annotations
 from ._examples import SEED, STEPS, guided
 from ._graph import Graph
 
+# examples with models that do not come with the pack, and what their picture says
+NEEDS_WEIGHTS = {"temporal_attention_temperature": "Temporal Attention Temperature\n\nThis example needs\nStable Video Diffusion\n(svd.safetensors)."}
+
 
 def _entropy(definitions, definition, name):
     return guided(definitions, definition, name, size=192)

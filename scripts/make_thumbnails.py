@@ -21,6 +21,7 @@ import json
 from ..demo.runner_client import Client, files_of, texts_of
 from ..demo.runner_server import Server
 from ..guidance.catalogue import ROOT, WORKFLOWS
+from ._examples_reading import NEEDS_WEIGHTS
 
 HEIGHT, QUALITY = 256, 88
 
@@ -73,7 +74,7 @@ def main(arguments=None):
         with Server(host) as server:
             client = Client(server.url, server.alive)
             for n in names:
-                picture(client, graphs[n]).save(folder / f"{n}.jpg", quality=QUALITY)
+                (written([NEEDS_WEIGHTS[n]]) if n in NEEDS_WEIGHTS else picture(client, graphs[n])).save(folder / f"{n}.jpg", quality=QUALITY)
                 print(f"{n}.jpg", flush=True)
     for left in folder.glob("*.jpg"):
         if left.stem not in graphs:

@@ -10,12 +10,12 @@ import pytest
 from lodestar.demo import runner_convert
 from lodestar.demo.runner_errors import ExecutionFailed
 from lodestar.guidance.catalogue import ROOT, WORKFLOWS
+from lodestar.scripts._examples_reading import NEEDS_WEIGHTS
 
 API = sorted((ROOT / WORKFLOWS / "api").glob("*.json"))
 QUICK = 4
 REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI"}      # what the host from PyPI cannot do, and says so
 ONLY_UNET = ("model_pair_guidance", "freeu", "pladis")      # a weaker model made by a node for U-Nets; skip connections; cross-attention
-NEEDS_WEIGHTS = ("temporal_attention_temperature",)         # runs with a model that does not come with the pack (a video U-Net)
 
 
 def load(path):
