@@ -57,6 +57,14 @@ def test_cache_folder(monkeypatch, tmp_path):
         _hosts.cache()
 
 
+def test_hosts_between(tmp_path):
+    hosts = [_hosts.inspect(modern(tmp_path / v, v), "cache") for v in ("0.29.0", "0.3.64", "0.8.0", "0.10.1")]
+    assert [h.version for h in _hosts.between([*hosts, _hosts.inspect(packaged(tmp_path / "p"), "PyPI")])] == ["0.8.0", "0.10.1"]
+    assert _hosts.between(hosts[:2]) == [] and _hosts.between([]) == []
+    mine = _hosts.inspect(modern(tmp_path / "mine", "0.9.0"), "COMFYUI_PATH")
+    assert mine not in _hosts.between([*hosts, mine])
+
+
 def test_order_of_hosts(cache, tmp_path, monkeypatch):
     for version in ("0.3.64", "0.29.0", "0.8.0"):
         modern(cache / "hosts" / f"comfyui-{version}", version)
