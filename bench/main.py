@@ -34,6 +34,7 @@ def parser():
     c.add_argument("--repeats", type=_count(1), default=5, help="interleaved repeats (default 5)")
     c.add_argument("--sd15", action="store_true", help="also a random-weight U-Net of the size of SD1.5 (3.4 GB); with a GPU always")
     c.add_argument("--no-demo", action="store_true", help="leave the bundled models out")
+    c.add_argument("--kernels", action="store_true", help="also sparse attention against full attention, by number of tokens")
     c.add_argument("--peer", type=Path, action="append", default=[], help="another pack's checkout: its node for the same method is timed beside ours")
     for s in (e, c):
         s.add_argument("--batch", type=_count(1), default=16 if s is e else 4, help="pictures per batch")
