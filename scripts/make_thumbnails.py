@@ -47,7 +47,8 @@ def picture(client, graph):
     outputs = client.run(graph)
     if not saved(graph):
         return written([t for output in outputs.values() for t in texts_of(output)])
-    parts = [Image.open(io.BytesIO(client.fetch(files_of(outputs[k])[0]))).convert("RGB") for k in saved(graph)[:3] if k in outputs]
+    files = [f for k in saved(graph) if k in outputs for f in files_of(outputs[k])]
+    parts = [Image.open(io.BytesIO(client.fetch(f))).convert("RGB") for f in files[:3]]
     parts = [p.resize((max(1, round(p.width * HEIGHT / p.height)), HEIGHT), Image.Resampling.LANCZOS) for p in parts]
     sheet = Image.new("RGB", (sum(p.width for p in parts) + 4 * (len(parts) - 1), HEIGHT), "white")
     left = 0
