@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 
 from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, rows_of
-from ..attention.regions import WHOLE
 from ..layers import JOINT_FAMILIES
 from . import feature_hooks, references, rotary, unet_hooks
 from .calls import Noter
@@ -164,7 +163,8 @@ def _unet_replacement(call, layer, kind, previous):
         seen = references.attention(call, extra, layer, place, *(_heads(t, heads) for t in (q, k, v)))
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        height, width, window = unet_grid(extra, q.shape[1]) if place != "temporal" else (None, None, WHOLE)
+        shape = extra.get("activations_shape")      # over the frames there is a row for each cell
+        height, width, window = unet_grid(extra, q.shape[1] if place != "temporal" else shape[-2] * shape[-1])
         site = Site(place, layer, height, width, None, slice(None), None, call.step, batch=rows // len(call.roles(extra)), shared=seen, window=window,
                     prompt=slice(0, k.shape[1]) if place == "cross" else None,
                     latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None, note=Noter(call, extra, layer, rows))
