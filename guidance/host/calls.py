@@ -36,7 +36,7 @@ class Call:
         self.negative_seen = False
         # references (guidance.host.references): what is kept of them, how many chunks are still to be evaluated, whether they are evaluated ahead, the call's options
         self.bank, self.expected, self.ahead, self.options = {}, 0, False, None
-        self.live, self._picked = None, {}      # the options of the network call that runs; layers of the block edits at this step
+        self.live, self.network, self._picked = None, None, {}      # the options of the network call that runs; its network, for edits of its features; layers of the block edits at this step
         self._chunks = {}                       # what `chunks` found, by the chunks' names: every layer asks for it
         self.notes = {}                         # {(edit, Branch): [(uuid, layer, tensor)]} of the readings
 

@@ -60,7 +60,7 @@ def _input_patch(call):
         edits = [e for e in _of(call, InputEdit) if layer in call.session.selected(e)]
         if not edits or "lodestar_net" not in options or n.shape[0] != options["lodestar_net"]["rows"]:
             return n, context, value       # another layer, or attention over the frames of a video
-        extra = {"attention": block_modules(options["lodestar_net"]["network"], layer)["space"].attn1, "heads": options["n_heads"]}
+        extra = {"attention": block_modules(call.network, layer)["space"].attn1, "heads": options["n_heads"]}
         new = _through(call, options, edits, layer, n, "input", lambda e, site, h: e.entering(site, h), extra)
         return new, new if context is n else context, new if value is n else value
     return patch
@@ -70,7 +70,7 @@ def _input_patch(call):
 def placed(call, options, network):
     """Within it, the residual blocks of the layers that this network call's residual edits name run through them."""
     edits, touched = _of(call, ResidualEdit), []
-    options["lodestar_net"]["network"] = network
+    call.network = network if edits or _of(call, InputEdit) else None
     places = {}
     for edit in edits:
         for layer in sorted(call.session.selected(edit), key=str):
