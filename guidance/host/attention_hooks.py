@@ -13,6 +13,7 @@ from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, row
 from ..layers import JOINT_FAMILIES
 from . import feature_hooks, references, rotary, unet_hooks
 from .calls import Noter
+from .compiled import eager
 from .features import wrappers
 from .joined import REFUSED, Joined
 from .places import inside, prompt_first, prompt_of, unet_grid
@@ -78,7 +79,7 @@ def _append_tokens(call, edits):
                     context = torch.cat((context, tokens), 1)
                     value = torch.cat((value, tokens.to(value)), 1)
         return n, context, value
-    return patch
+    return eager(patch)
 
 
 def _heads(t, heads):
@@ -119,7 +120,7 @@ def _by_depth(call, depths, kind, previous):
 
     def run(q, k, v, extra):
         return runs.get(extra.get("block_index", 0), previous or _plain)(q, k, v, extra)
-    return run
+    return eager(run)
 
 
 def _temporal(call, q, layer, kind, extra):
@@ -248,7 +249,7 @@ def _block(layer, previous):
         out = previous(args, extra) if previous is not None else extra["original_block"](args)
         place["total"] = place["calls"]      # a recomputed block (checkpointing) starts to count again
         return out
-    return run
+    return eager(run, inner=True)
 
 
 def _tokens(t):
@@ -467,7 +468,7 @@ def _override(call, previous):
             if any(e.unrotates for _, _, edits in groups for e in edits):
                 site = replace(site, rotation=_rotation(call, place, net, attention.q))
         return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine, joined))
-    return run
+    return eager(run)
 
 
 def _rotation(call, place, net, q):

@@ -8,6 +8,7 @@ import torch
 from ..attention.edits import Site, merge_groups
 from ..attention.features import InputEdit, ResidualEdit
 from . import references
+from .compiled import eager
 from .geometry import block_modules
 from .places import unet_grid
 
@@ -63,7 +64,7 @@ def _input_patch(call):
         extra = {"attention": block_modules(call.network, layer)["space"].attn1, "heads": options["n_heads"]}
         new = _through(call, options, edits, layer, n, "input", lambda e, site, h: e.entering(site, h), extra)
         return new, new if context is n else context, new if value is n else value
-    return patch
+    return eager(patch)
 
 
 @contextlib.contextmanager
@@ -92,7 +93,7 @@ def placed(call, options, network):
 def _forward(call, options, edits, layer, inner):
     def run(*args, **kwargs):
         return _through(call, options, edits, layer, inner(*args, **kwargs), "residual", lambda e, site, h: e.residual(site, h))
-    return run
+    return eager(run, inner=True)
 
 
 def _residual(network, layer):

@@ -246,12 +246,12 @@ def test_all_together_with_samplers(lab, kind):
         close(lab.run(model, seed=i), out[i:i + 1], out, 2e-4)
 
 
-@pytest.mark.parametrize("kind", BOTH)
-def test_compiled_models(lab, kind):
+def test_compiled_models(lab):
     """The host's own compile wrapper: the same picture as without it, and nothing of ours stays in the compiled network."""
+    kind = "flux"
     usable(lab, kind)
     helpers = pytest.importorskip("comfy_api.torch_helpers")
-    names, short = ("seg", "slg"), {"steps": 1, "size": 8}
+    names, short = ("slg",), {"steps": 1, "size": 8}      # tracing takes seconds a block; edits of attention are compiled in test_engine
     free, plain = lab.run(lab.guided(kind, *names), **short), lab.run(lab.models[kind], **short)
     compiled = lab.models[kind].clone()
     helpers.set_torch_compile_wrapper(model=compiled, backend="eager")
