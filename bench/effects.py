@@ -23,6 +23,7 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
 - frechet: Fréchet distance of the measuring network's features to {held_out} held-out renders (through the autoencoder). It is biased upwards for few pictures: compare within a row only.
 - clipped: share of values beyond [0, 1]. std_ratio: contrast relative to the renders. diversity: distance between features of one prompt's pictures.
 - evaluations: rows of network batches per picture, counted. ssim: to the base's pictures. target_distance, round_trip: root mean square distance of the latents.
+- iou, in_box: overlap of the objects with the boxes that they were to have, and the share whose centre is inside; the prompts name no place. objects: both objects there.
 - forbidden: share of pictures with the colour that the negative prompt names; the positive prompt names none.
 """
 
@@ -42,7 +43,8 @@ class Bench:
 
     def _key(self, generator, setup, found):
         return ("effects 1", generator, weights_mark(generator), repr(replace(setup, label="")), setup.sources, self.options.steps, SCHEDULER,
-                [(c.prompt, c.seed, c.extra, c.forbidden) for c in found], len({c.prompt for c in found}), *(("size", setup.size) if setup.size else ()))
+                [(c.prompt, c.seed, c.extra, c.forbidden, *((c.layout,) if c.layout >= 0 else ())) for c in found], len({c.prompt for c in found}),
+                *(("size", setup.size) if setup.size else ()))
 
     def sample(self, generator, setup):
         """The setup's Measured; batches that are in the cache are not sampled again."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import stats
+from . import layout, stats
 
-SHARES = ("accuracy", "binding_errors", "forbidden", "count")
+SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
+PLACED = ("iou", "in_box")
 
 
 class Measured:
@@ -26,13 +27,13 @@ class Measured:
         if self._judged is None:
             readings = self.judge.network.decode(self.pictures[self.main])
             self._judged = [judge(self.cases[i].scene, r) | {"forbidden": any(t.colour == self.cases[i].forbidden for t in r.things)}
-                            for i, r in zip(self.main, readings)]
+                            | (layout.placed(self.cases[i], r) if self.cases[i].layout >= 0 else {}) for i, r in zip(self.main, readings)]
         return torch.tensor([float(j[name]) for j in self._judged])
 
     def values(self, metric, base=None):
         """One value per picture."""
         pictures = self.pictures[self.main]
-        if metric in SHARES:
+        if metric in SHARES or metric in PLACED:
             return self.judged({"accuracy": "all", "binding_errors": "binding_error"}.get(metric, metric))
         if metric == "clipped":
             return stats.clipped(pictures)

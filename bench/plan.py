@@ -1,7 +1,8 @@
 """How a measurement is written down: setups to sample, comparisons of two of them, and what a paper claims of the difference.
 
 Everything is plain data, so that finished results can be found again by a setup's text. Values that only a run can make are named by a
-string: "$weak" (a weakened copy of the generator), "$target" (a target loss per picture), "$forbidden" (the conditioning of the colour not wanted).
+string: "$weak" (a weakened copy of the generator), "$target" (a target loss per picture), "$forbidden" (the conditioning of the colour not wanted), "$regions"
+(wanted boxes with the words and prompts of two objects; "$words" without the prompts).
 """
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CAPTION_METRICS = ("accuracy", "binding_errors", "frechet", "clipped", "std_ratio", "diversity", "evaluations")
+PLACED_METRICS = ("iou", "in_box", "objects", "frechet", "clipped", "std_ratio", "evaluations")
 FREE_METRICS = ("frechet", "clipped", "std_ratio", "evaluations")
 DIRECTIONS = ("lower", "higher", "not lower", "not higher", "at least", "at most", "ratio at most")
 
@@ -40,8 +42,9 @@ def use(path, **values):
 
 @dataclass(frozen=True)
 class Setup:
-    """One way to sample. prompts: "captions", "empty" or "colourless"; task: "sample" or "inversion"; steps: None takes the bench's; size: side of the latent
-    where it is not the trained one."""
+    """One way to sample. prompts: "captions", "empty", "colourless" or "placed" (two objects, no place), "regional" (the
+    objects are in the regions' prompts alone); task: "sample" or "inversion"; steps: None takes the bench's; size: side of the latent where it is not the
+    trained one."""
 
     label: str
     cfg: float = 4.0

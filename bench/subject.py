@@ -15,6 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
+from . import layout
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -25,13 +26,15 @@ SHAPE = (16, 16, 16)
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to make. `extra`: only for diversity. `forbidden`: the colour that is not wanted, where prompts name none."""
+    """One picture to make. `extra`: only for diversity. `forbidden`: the colour that is not wanted, where prompts name none. `layout`: number of the wanted
+    boxes (bench.layout), where prompts name no place."""
 
     scene: object
     prompt: int
     seed: int
     extra: bool = False
     forbidden: str = ""
+    layout: int = -1
 
     def noise(self, size=None):
         shape = SHAPE if size is None else (SHAPE[0], size, size)
@@ -47,13 +50,17 @@ def cases(prompts, seeds, kind="captions", task="sample"):
     if kind == "colourless":
         names = tuple(COLOURS)
         found = [replace(c, forbidden=names[c.prompt % len(names)]) for c in found]
+    if kind in ("placed", "regional"):
+        found = [replace(c, layout=c.prompt % len(layout.LAYOUTS)) for c in found]
     return found
 
 
 def text_of(case, kind):
     """The prompt of a case."""
-    if kind == "empty":
+    if kind in ("empty", "regional"):
         return ""
+    if kind == "placed":
+        return layout.caption(case.scene)
     if kind == "colourless":
         words = re.sub(rf"\b({'|'.join(COLOURS)}) ", "", case.scene.caption)
         return re.sub(r"\ban (?=[^aeiou])", "a ", words)
@@ -61,10 +68,10 @@ def text_of(case, kind):
 
 
 def groups_of(found, size):
-    """Batches of at most `size` cases that share their forbidden colour."""
+    """Batches of at most `size` cases that share their forbidden colour and their layout."""
     by = {}
     for c in found:
-        by.setdefault((c.extra, c.forbidden), []).append(c)
+        by.setdefault((c.extra, c.forbidden, c.layout), []).append(c)
     return [b[i:i + size] for b in by.values() for i in range(0, len(b), size)]
 
 
@@ -120,6 +127,8 @@ class Subject:
             return TargetImage(target=self.model.get_model_object("latent_format").process_in(self.target(batch)), reduction="mean")
         if text == "$forbidden":
             return self.encode([" ".join(f"a {batch[0].forbidden or 'red'} {shape}" for shape in SHAPES)])
+        if text in ("$regions", "$words"):
+            return layout.regions_of(self, batch, prompts=text == "$regions")
         if text == "$record":
             from ..guidance.inspection.inspector import Record
             return Record()

@@ -28,6 +28,7 @@ class Input:
     optional: bool = False
     advanced: bool = False
     label: str | None = None
+    multiline: bool = False
 
     @property
     def widget(self):
@@ -147,6 +148,8 @@ def _v3_input(i, io):
         options |= {k: v for k, v in dict(min=i.min, max=i.max, step=i.step).items() if v is not None}
     if i.type == "COMBO":
         options["options"] = list(i.choices)
+    if i.multiline:
+        options["multiline"] = True
     return kind(i.name, **_known(kind, options))
 
 
@@ -179,6 +182,8 @@ def _v1_input(i):
         options["default"] = i.default
     if i.type in ("INT", "FLOAT"):
         options |= {k: v for k, v in dict(min=i.min, max=i.max, step=i.step).items() if v is not None}
+    if i.multiline:
+        options["multiline"] = True
     return (list(i.choices) if i.type == "COMBO" else i.type, options)
 
 

@@ -15,7 +15,7 @@ class Scene:
         self.graph = g = Graph(definitions, note)
         self.load = g.add("LodestarLoadDemoModel", model=model)
         self.model, self.clip, self.vae = self.load[0], self.load[1], self.load[2]
-        self.positive = g.add("CLIPTextEncode", "Positive prompt", text=prompt, clip=self.clip)[0]
+        self.positive = g.add("CLIPTextEncode", "Positive prompt", text=prompt, clip=self.clip)[0] if prompt is not None else None
         self.negative = g.add("CLIPTextEncode", "Negative prompt", text=negative, clip=self.clip)[0]
         self.latent = g.add("EmptyLatentImage", width=size, height=size)[0]
 
@@ -127,10 +127,14 @@ OWN = {
 }
 
 
+def _own():
+    from . import _examples_reading, _examples_regions
+    return OWN | _examples_reading.OWN | _examples_regions.OWN
+
+
 def all_graphs(definitions, slug):
     """{file stem: Graph}; nodes that are part of another one's method are in its example."""
-    from . import _examples_reading
-    graphs, own = {}, OWN | _examples_reading.OWN
+    graphs, own = {}, _own()
     for node_id, definition in definitions.items():
         if not definition.part_of:
             name = slug(definition.title)

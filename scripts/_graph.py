@@ -24,6 +24,9 @@ CORE = {
                   (("GUIDER", "GUIDER"),)),
     "SamplerCustomAdvanced": ("SamplerCustomAdvanced", (("noise", "NOISE", None), ("guider", "GUIDER", None), ("sampler", "SAMPLER", None),
                               ("sigmas", "SIGMAS", None), ("latent_image", "LATENT", None)), (("LATENT", "output"), ("LATENT", "denoised_output"))),
+    "SolidMask": ("SolidMask", (("value", "FLOAT", 1.0), ("width", "INT", 512), ("height", "INT", 512)), (("MASK", "MASK"),)),
+    "MaskComposite": ("MaskComposite", (("destination", "MASK", None), ("source", "MASK", None), ("x", "INT", 0), ("y", "INT", 0), ("operation", "COMBO", "multiply")),
+                      (("MASK", "MASK"),)),
     "UNetSelfAttentionMultiply": ("UNetSelfAttentionMultiply", (("model", "MODEL", None), ("q", "FLOAT", 1.0), ("k", "FLOAT", 1.0), ("v", "FLOAT", 1.0),
                                   ("out", "FLOAT", 1.0)), (("MODEL", "MODEL"),)),
 }

@@ -2,11 +2,12 @@
 
 An edit is a frozen dataclass with a layer selector. It sees one attention call of the rows it is meant for, as
 q, k, v [rows, heads, tokens, head_dim] after all projections and rotations, and returns [rows, heads, tokens, head_dim], the head outputs
-before the output projection. `attend(q, k, v)` is the next edit's or the network's own attention.
+before the output projection. `attend(q, k, v)` is the next edit's or the network's own attention; `attend(q, k, v, bias)` adds a bias to the logits of the latter.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 
@@ -16,11 +17,11 @@ class Site:
 
     kind: "self", "cross", "joint" or "temporal" (over the frames of a video, one row for each cell). layer: guidance.layers.Layer. height, width: the token
     grid of the image (None where it is unknown). text: slice of the text tokens of a joint call (None else). image: slice of the image tokens of q.
-    extra: what the edit asked the host to append (e.g. negative tokens of a cross-attention), by edit. frames: how many frames the token grid has, one after
-    the other (1 for pictures). window: (left, top, width, height) in fractions of the picture that the grid spans: more than 1 where it is padded, a part where
-    a prompt has an area. prompt: slice of the keys that are the prompt's own tokens (a joint call's text may hold others beside them; None where it is
-    unknown). latent: shape of the latent that entered the network. mask: the network's own attention mask as an additive tensor [rows or 1, heads or 1,
-    queries or 1, keys], or None.
+    extra: what the edit asked the host to append (e.g. negative tokens of a cross-attention), by edit. batch: rows of one prompt, the pictures of the batch; the
+    rows are a multiple of it, prompt by prompt. mask: the network's own attention mask as an additive tensor [rows or 1, heads or 1, queries or 1, keys], or None.
+    frames: how many frames the token grid has, one after the other (1 for pictures). window: (left, top, width, height) in fractions of the picture that the
+    grid spans: more than 1 where it is padded, a part where a prompt has an area. prompt: slice of the keys that are the prompt's own tokens (a joint call's text
+    may hold others beside them; None where it is unknown). latent: shape of the latent that entered the network.
     """
 
     kind: str
@@ -31,6 +32,8 @@ class Site:
     image: slice = field(default_factory=lambda: slice(None))
     extra: Any = None
     step: Any = None
+    batch: int = 1
+    mask: Any = None
     frames: int = 1
     window: tuple = (0.0, 0.0, 1.0, 1.0)
     prompt: slice | None = None
@@ -48,6 +51,7 @@ class AttentionEdit:
     layers: str = ""
     kinds = ("self", "joint")
     everywhere = False
+    matrix = False      # whether it is a MatrixEdit (guidance.attention.matrix): those of one call run innermost, in one pass over the attention matrix
 
     def __deepcopy__(self, memo):
         return self
@@ -89,11 +93,30 @@ class FeatureEdit(AttentionEdit):
 
 def chain(edits, site, attend):
     """One function (q, k, v) -> out that runs the edits, the first one outermost; observers see what the network's attention is given."""
-    call = attend
-    for edit in reversed(sorted(edits, key=lambda e: isinstance(e, AttentionObserver))):
-        def call(q, k, v, edit=edit, inner=call):
-            return edit.apply(site, q, k, v, inner)
+    matrix = tuple(e for e in edits if e.matrix)
+    call = matrix[0].together(matrix, site, attend) if matrix else attend
+    for edit in reversed(sorted((e for e in edits if not e.matrix), key=lambda e: isinstance(e, AttentionObserver))):
+        def call(q, k, v, bias=None, edit=edit, inner=call):
+            return edit.apply(site, q, k, v, inner if bias is None else partial(_biased, inner, bias))
     return call
+
+
+def _biased(inner, outer_bias, q, k, v, bias=None):
+    return inner(q, k, v, outer_bias if bias is None else add_bias(outer_bias, bias))
+
+
+def fit_bias(bias, keys, queries=None):
+    """A bias [.., queries or 1, n] over the first n keys, with nothing added to those that an edit further in has appended."""
+    import torch.nn.functional as F
+    missing = keys - bias.shape[-1]
+    bias = F.pad(bias, (0, missing)) if missing > 0 else bias
+    return bias if queries is None else bias.expand(*bias.shape[:-2], queries, -1)
+
+
+def add_bias(a, b):
+    """The sum of two biases, one of which may know of more keys."""
+    keys = max(a.shape[-1], b.shape[-1])
+    return fit_bias(a, keys) + fit_bias(b, keys)
 
 
 def apply_rows(groups, q, k, v, attend, site):
@@ -112,10 +135,14 @@ def apply_rows(groups, q, k, v, attend, site):
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
-        base = lambda q_, k_, v_, start=start, stop=stop: attend(q_, k_, v_, start, stop)
+        base = partial(_of_rows, attend, start, stop)
         run = chain(edits, rows_of(site, start, stop, q.shape[0]), base) if edits else base
         parts.append(run(q[rows], k[rows], v[rows]))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _of_rows(attend, start, stop, q, k, v, bias=None):
+    return attend(q, k, v, start, stop) if bias is None else attend(q, k, v, start, stop, bias)
 
 
 def rows_of(site, start, stop, rows):

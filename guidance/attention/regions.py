@@ -182,13 +182,16 @@ class Regions:
         """The same with other items."""
         return Regions(tuple(items), **{"text": self.text, "length": self.length, "mark": self.mark, **changes})
 
-    def _resolved(self, kind, make, device, *grid):
-        key = (kind, str(device), *grid)
+    def cached(self, key, make):
+        """make(), kept under a hashable key as long as these regions live (for small things that every step and layer asks for)."""
         if key not in self._cache:
             if len(self._cache) > 256:      # sizes of layers are few; other windows of a video come and go
                 self._cache.clear()
-            self._cache[key] = make().to(device) if device is not None else make()
+            self._cache[key] = make()
         return self._cache[key]
+
+    def _resolved(self, kind, make, device, *grid):
+        return self.cached((kind, str(device), *grid), lambda: make().to(device) if device is not None else make())
 
     def maps(self, height, width, frames=1, window=WHOLE, device=None):
         """Coverage [regions, frames * height * width] in [0, 1] on a token grid that spans `window` (left, top, width, height) of the picture."""
@@ -206,8 +209,11 @@ class Regions:
             return ((soft >= bound) & (soft > 0)).flatten(1)
         return self._resolved("hard", make, device, height, width, frames, window)
 
-    def at(self, site, device=None, hard=False):
-        """`maps` (or `hard`) on the token grid of an attention call (guidance.attention.edits.Site)."""
+    def at(self, site, device=None, hard=False, tokens=None):
+        """`maps` (or `hard`) on the token grid of an attention call (guidance.attention.edits.Site). ValueError where the call has other `tokens` than its grid."""
+        if site.height is None or (tokens is not None and tokens != site.frames * site.height * site.width):
+            raise ValueError(f"The attention of layer {site.layer} has {tokens} tokens, the picture there has {site.frames} x {site.height} x {site.width}: another node changes "
+                             "the tokens (tiles, merging, extra pictures), and regions cannot be placed. Remove it.")
         find = self.hard if hard else self.maps
         return find(site.height, site.width, site.frames, site.window, device)
 

@@ -45,7 +45,8 @@ def models_of(pipeline):
 
 def prompts_of(pipeline):
     """The conditionings that the methods of a pipeline bring, each once, as Prompts."""
-    return _wired(pipeline, "CONDITIONING", Prompt)
+    carried = [p for m in pipeline.methods for p in getattr(m, "prompts", ())]
+    return list(dict.fromkeys(_wired(pipeline, "CONDITIONING", Prompt) + carried))
 
 
 def _wired(pipeline, kind, reference):
@@ -60,7 +61,8 @@ def _wired(pipeline, kind, reference):
 
 def _check_layers(patcher, method):
     """Selectors are resolved once at the node, so that a wrong name is reported where it was typed."""
-    selector = getattr(method, "layers", None)
-    if isinstance(selector, str) and selector:
-        from .geometry import of_model
-        select(of_model(patcher), selector, method.title)
+    for name in getattr(method, "selectors", ("layers",)):
+        selector = getattr(method, name, None)
+        if isinstance(selector, str) and selector:
+            from .geometry import of_model
+            select(of_model(patcher), selector, method.title)

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from ..attention.edits import AttentionObserver, Site, apply_rows, rows_of
+from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, rows_of
 from . import feature_hooks
 from .features import wrappers
-from .places import inside, prompt_of, unet_grid
-from .shadow import Appended, Shadow
+from .joined import REFUSED, Joined
+from .places import inside, prompt_first, prompt_of, unet_grid
+from .shadow import Appended, Shadow, own_texts
 
 LAYER = "lodestar_layer"
 JOINT_FAMILIES = ("flux", "sd3", "qwen", "hunyuan", "aura", "lumina", "hidream")
@@ -55,7 +56,7 @@ def _install_unet(call, transformer):
             for depth, layer in depths.items():
                 if (*block, depth) in earlier:
                     table[(*block, depth)] = _unet_replacement(call, layer, kind, earlier[(*block, depth)])
-    tokens = [e for e in call.edited if getattr(e, "negative", None) is not None and "cross" in e.kinds]
+    tokens = [e for e in call.edited if own_texts(e) and "cross" in e.kinds]
     if tokens:
         patches.setdefault("attn2_patch", []).append(_append_tokens(call, tokens))
     transformer["patches_replace"], transformer["patches"] = replace, patches
@@ -68,9 +69,10 @@ def _append_tokens(call, edits):
         key = (*block, extra.get("block_index", 0)) if block else None
         for edit in edits:
             if any(layer.key == key for layer in call.session.selected(edit)):
-                tokens = call.session.cross_tokens(edit.negative, context.shape[0], context)
-                context = torch.cat((context, tokens), 1)
-                value = torch.cat((value, tokens.to(value)), 1)
+                for prompt in own_texts(edit):
+                    tokens = call.session.cross_tokens(prompt, context.shape[0], context)
+                    context = torch.cat((context, tokens), 1)
+                    value = torch.cat((value, tokens.to(value)), 1)
         return n, context, value
     return patch
 
@@ -98,10 +100,12 @@ def _subset(extra, start, stop, rows):
     return out
 
 
-def _plain(q, k, v, extra):
-    """The host's own attention, as a U-Net block without a replacement runs it."""
+def _plain(q, k, v, extra, bias=None):
+    """The host's own attention, as a U-Net block without a replacement runs it; with a bias on the logits where an edit adds one."""
     from comfy.ldm.modules.attention import optimized_attention
     options = {"transformer_options": extra} if "uuids" in extra else {}
+    if bias is not None:
+        options["mask"] = fit_bias(bias, k.shape[1], q.shape[1]).to(q.dtype)
     return optimized_attention(q, k, v, extra["n_heads"], attn_precision=extra.get("attn_precision"), **options)
 
 
@@ -130,18 +134,20 @@ def _temporal(call, q, layer, kind, extra):
 
 def _unet_replacement(call, layer, kind, previous):
     """The replacement of one layer's attention: rows with edits go through them, the others through what was there before."""
-    carriers = [e for e in call.edited if getattr(e, "negative", None) is not None and kind in e.kinds and layer in call.session.selected(e)] if kind == "cross" else []
+    carriers = [(e, i) for e in call.edited if kind in e.kinds and layer in call.session.selected(e) for i in range(len(own_texts(e)))] if kind == "cross" else []
 
     def run(q, k, v, extra):
         heads, rows = extra["n_heads"], q.shape[0]
         appended = {}
-        for edit in reversed(carriers):
-            n = call.session.cross_tokens(edit.negative, 1, q).shape[1]
-            appended[edit] = (k[:, -n:], v[:, -n:])
+        for edit, i in reversed(carriers):
+            n = call.session.cross_tokens(own_texts(edit)[i], 1, q).shape[1]
+            appended[edit, i] = (k[:, -n:], v[:, -n:])
             k, v = k[:, :-n], v[:, :-n]
 
-        def attend(q_, k_, v_, start, stop):
+        def attend(q_, k_, v_, start, stop, bias=None):
             narrowed = _subset(extra, start, stop, rows)
+            if bias is not None:        # replacements of other packs take none
+                return _plain(q_, k_, v_, narrowed, bias)
             return (previous or _plain)(q_, k_, v_, narrowed)
 
         place = kind
@@ -151,29 +157,41 @@ def _unet_replacement(call, layer, kind, previous):
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
         height, width, window = unet_grid(extra, q.shape[1])
-        site = Site(place, layer, height, width, None, slice(None), None, call.step, window=window, prompt=slice(0, k.shape[1]) if place == "cross" else None,
-                    latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None)
+        site = Site(place, layer, height, width, None, slice(None), None, call.step, batch=rows // len(call.roles(extra)), window=window,
+                    prompt=slice(0, k.shape[1]) if place == "cross" else None, latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None)
 
-        def attend_heads(q_, k_, v_, start, stop):
-            return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop), heads)
+        def attend_heads(q_, k_, v_, start, stop, bias=None):
+            return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop, bias), heads)
 
         qh, kh, vh = (_heads(t, heads) for t in (q, k, v))
         extras = {e: tuple(_heads(t, heads) for t in pair) for e, pair in appended.items()}
-        site = _with_extra(site, extras, lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads))
+        site = _with_extra(site, extras, lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads), previous is not None)
         return _flat(_rows(groups, qh, kh, vh, attend_heads, site, call, extra))
     return run
 
 
-def _with_extra(site, extras, plain):
-    return replace(site, extra={"tokens": extras, "plain": plain})
+def _with_extra(site, extras, plain, others=False):
+    """The Site with what its edits had appended: `tokens` {edit: (k, v)} of negative prompts, `texts` {edit: ((k, v), ...)} of other texts of their own.
+    plain(q, k, v): attention without mask and without other packs'. others: whether `attend` leads through another pack's replacement."""
+    texts = {}
+    for (edit, i), pair in sorted(extras.items(), key=lambda item: item[0][1]):
+        texts[edit] = (*texts.get(edit, ()), pair)
+    tokens = {edit: pairs[0] for edit, pairs in texts.items() if getattr(edit, "negative", None) is not None}
+    return replace(site, extra={"tokens": tokens, "texts": texts, "plain": plain, "others": others})
+
+
+def _cut(extra, rows):
+    """The extras of some rows."""
+    tokens = {e: (a[rows], b[rows]) for e, (a, b) in extra["tokens"].items()}
+    texts = {e: tuple((a[rows], b[rows]) for a, b in pairs) for e, pairs in extra["texts"].items()}
+    return {**extra, "tokens": tokens, "texts": texts}
 
 
 def _rows(groups, q, k, v, attend, site, call, options):
     """apply_rows with the appended tokens cut to each group's rows, and the grid to the part of the picture that they show."""
     def local(start, stop):
-        cut = {e: (a[start:stop], b[start:stop]) for e, (a, b) in site.extra["tokens"].items()}
         window = inside(site.window, call.window_at(options, start, q.shape[0]))
-        return replace(rows_of(site, start, stop, q.shape[0]), extra={**site.extra, "tokens": cut}, window=window)
+        return replace(rows_of(site, start, stop, q.shape[0]), extra=_cut(site.extra, slice(start, stop)), window=window)
 
     if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
         out = attend(q, k, v, 0, q.shape[0])
@@ -184,7 +202,7 @@ def _rows(groups, q, k, v, attend, site, call, options):
     parts = []
     for start, stop, edits in groups:
         rows = slice(start, stop)
-        shift = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b)
+        shift = lambda q_, k_, v_, a, b, bias=None, start=start: attend(q_, k_, v_, start + a, start + b, bias)
         parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local(start, stop)))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -194,6 +212,7 @@ def _rows(groups, q, k, v, attend, site, call, options):
 def _install_dit(call, transformer):
     if not wrappers():
         raise ValueError(f"Attention edits on {_network(call.session)} need a ComfyUI of October 2025 or newer; this host has no hook into its attention.")
+    call.session.prompt_first = prompt_first(call.session)      # the network itself is not looked at inside its own (perhaps compiled) call
     replace = {kind: dict(table) for kind, table in transformer.get("patches_replace", {}).items()}
     table = replace.setdefault("dit", {})
     for layer in call.session.geometry.layers:
@@ -312,7 +331,10 @@ def _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width):
         return None
     begin = (text if geometry.text_first else 0) + (others if geometry.image_last else 0)
     where = slice(0, text) if geometry.text_first else slice(q_tokens - text, q_tokens)
-    prompt = prompt_of(call, where, net["text_tokens"]) if net.get("text_tokens") else None
+    joined, prompt = net.get("joined"), None
+    if net.get("text_tokens"):
+        prompt = prompt_of(call, where, joined.tokens if joined is not None else net["text_tokens"])
+        prompt = slice(prompt.start, prompt.start + joined.length) if joined is not None else prompt
     return Site("joint", layer, height, width, where, slice(begin, begin + tokens), None, call.step, prompt=prompt)
 
 
@@ -342,7 +364,15 @@ class _Attention:
         mask = self.mask
         if mask is not None and mask.ndim >= 3 and mask.shape[0] == self.rows and (start, stop) != (0, self.rows):
             mask = mask[start:stop]
+        if mask is not None and 1 < mask.shape[-1] < k.shape[2]:      # keys that an edit appended are open
+            missing = k.shape[2] - mask.shape[-1]
+            mask = torch.cat((mask, mask.new_full((*mask.shape[:-1], missing), mask.dtype == torch.bool)), -1)
         if extra_mask is not None:
+            extra_mask = fit_bias(extra_mask, k.shape[2], q.shape[2]).to(q.dtype)
+            if mask is not None and mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+            if mask is not None and mask.ndim == 3:
+                mask = mask.unsqueeze(1)
             mask = extra_mask if mask is None else mask + extra_mask
         return self._call(q, k, v, mask, _subset(self.options, start, stop, self.rows) if self.rows == self.main else self.options)
 
@@ -399,7 +429,8 @@ def _override(call, previous):
         refine = site is None and shadow is not None and net["prelude"] == "text"
         groups = [] if site is None else call.groups(options, main, place["layer"], site.kind)
         edited = any(edits for _, _, edits in groups)
-        if not (edited or text or refine or (site is not None and shadow is not None)):
+        joined = net.get("joined") if site is not None and site.kind == "joint" else None
+        if not (edited or text or refine or joined is not None or (site is not None and shadow is not None)):
             return base(*args, **kwargs)
         attention = _Attention(base, args, kwargs, options, main)
         if edited:
@@ -407,11 +438,11 @@ def _override(call, previous):
                 raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {site.layer} in parts (guides of different strength); "
                                  "attention edits do not support that. Set the guides' strength to 1 or remove the edit.")
             net.setdefault("fired", set()).update((e, place["layer"]) for _, _, edits in groups for e in edits)
-        return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine))
+        return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine, joined))
     return run
 
 
-def _dispatch(call, attention, site, groups, shadow, appended, refine):
+def _dispatch(call, attention, site, groups, shadow, appended, refine, joined=None):
     """Head outputs of one attention call that is edited, or that has keys or rows of ours in it."""
     q, rows = attention.q, attention.rows
     if refine:
@@ -423,9 +454,11 @@ def _dispatch(call, attention, site, groups, shadow, appended, refine):
     k, v = attention.k, attention.v
     if site is None:
         return attention.attend(q, k, v, 0, rows)
-    site = replace(_with_extra(site, pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
+    site = replace(_with_extra(site, pairs, attention.plain), mask=_additive(attention.mask, q.dtype), batch=attention.main // len(call.roles(attention.options)))
     if shadow is not None:
         return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
+    if joined is not None:
+        return joined.attention(site, groups, attention, lambda g, a, s: _rows(g, a.q, a.k, a.v, a.attend, s, call, a.options))
     return _rows(groups, q, k, v, attention.attend, site, call, attention.options)
 
 
@@ -434,16 +467,20 @@ def shadow_rows(call, options, x, roles):
     geometry = call.session.geometry
     if geometry.family == "unet" or options.get("uuids") is None:
         return None
-    edits = [e for e in call.edited if getattr(e, "negative", None) is not None]
-    carried = [i for i, r in enumerate(roles) if r is not None and r.model is None and any(e in call.edits_of(r) for e in edits)]
+    edits = [e for e in call.edited if own_texts(e)]
+    carried = [i for i, (r, (found, _)) in enumerate(zip(roles, call.chunks(options))) if r is not None and r.model is None and any(e in found for e in edits)]
     if not carried:
         return None
     if geometry.family not in JOINT_FAMILIES:
         return Appended(call, edits, options)
+    if len(edits) > 1:
+        raise ValueError("Two attention edits with texts of their own cannot run on one model with joint attention; keep one of them.")
+    if getattr(edits[0], "negative", None) is None:
+        if geometry.family in REFUSED:
+            raise ValueError(f"{edits[0].title} is not possible on {geometry.family} networks: {REFUSED[geometry.family]}.")
+        return Joined(call, edits[0], options)
     if geometry.family in NO_SHADOW:
         raise ValueError(f"A negative prompt inside attention is not possible on {geometry.family} networks: {NO_SHADOW[geometry.family]}.")
-    if len(edits) > 1:
-        raise ValueError("Two attention edits with a negative prompt of their own cannot run on one model with joint attention; keep one of them.")
     return Shadow(call, edits[0], carried, x.shape[0] // len(roles), options)
 
 

@@ -13,6 +13,14 @@ from ..method import NEGATIVE, POSITIVE
 OPTION = "lodestar_call"
 
 
+def spread(tokens, rows):
+    """Tokens [n, length, width] of one or n pictures for `rows` rows, picture after picture as often as there are prompts in the call."""
+    n = tokens.shape[0]
+    if n == 1 or rows % n:
+        return tokens[:1].expand(rows, -1, -1)
+    return tokens.repeat(rows // n, 1, 1)
+
+
 class Call:
     """Belongs to one sampler call; reached by hooks through transformer_options, so nothing is global and threads do not meet."""
 
@@ -122,6 +130,7 @@ class Session:
         self.run, self.guider, self.arguments = run, guider, arguments
         self.roles, self.entries = {}, {}
         self.forced_role = None
+        self.prompt_first = False      # guidance.host.places.prompt_first, looked up before the network is called
         self._branches, self._selected, self._prompts = {}, {}, {}
         self._geometry = None
         self.peers = {}
@@ -150,11 +159,13 @@ class Session:
 
     def note_prompts(self):
         """Files the guider's own conditionings under their roles; called once their uuids exist."""
+        taken = set()
         for name, branch in (("positive", POSITIVE), ("negative", NEGATIVE)):
             for entry in self.guider.conds.get(name) or []:
                 if "uuid" in entry:
-                    if self.entries.get(entry["uuid"], entry) is not entry:
-                        entry["uuid"] = uuid.uuid4()       # the host copies an area with its uuid from the one prompt to the other
+                    if entry["uuid"] in taken:      # the host gives a prompt with an area an opposite that is its copy
+                        entry["uuid"] = uuid.uuid4()
+                    taken.add(entry["uuid"])
                     self.roles[entry["uuid"]] = branch
                     self.entries[entry["uuid"]] = entry
 
@@ -187,9 +198,8 @@ class Session:
         return comfy.samplers.process_conds(model, noise, {"positive": entries}, device, latent, mask, seed)["positive"]
 
     def cross_tokens(self, prompt, rows, like):
-        """The text tokens [rows, n, width] of a Prompt, several entries one after the other."""
+        """The text tokens [rows, n, width] of a Prompt, several entries one after the other; a conditioning with a row for each picture keeps them."""
         parts = [e["model_conds"]["c_crossattn"].cond for e in self.prompt_conds(prompt) if "c_crossattn" in e.get("model_conds", {})]
         if not parts:
-            raise ValueError("the negative conditioning has no text tokens (c_crossattn) for this model")
-        tokens = torch.cat([p[:1] for p in parts], 1).to(device=like.device, dtype=like.dtype)
-        return tokens.expand(rows, -1, -1)
+            raise ValueError(f"the {prompt.name} conditioning has no text tokens (c_crossattn) for this model")
+        return torch.cat([spread(p.to(device=like.device, dtype=like.dtype), rows) for p in parts], 1)

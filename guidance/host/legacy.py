@@ -92,6 +92,7 @@ class Hooks:
         if self.branches is None and self.call is None:
             self._open(apply.__self__, x[:size], sigma[:size], pipeline)
         call = self.call
+        vars(call).setdefault("sizes", set()).add(tuple(x.shape[2:]))
         self.session.forced_role = self.branches
         options = {"transformer_options": {**c["transformer_options"], OPTION: call, "cond_or_uncond": list(chunks), "lodestar_chunks": list(chunks)}}
         attention_hooks.install(call, options)
@@ -145,6 +146,9 @@ class Hooks:
         if call is None:
             return args["denoised"]
         session, run, plan, step = self.session, self.session.run, call.plan, call.step
+        if vars(call).get("sizes", set()) - {tuple(args["input"].shape[2:])} and any(getattr(e, "regions", None) is not None for e in call.edited):
+            raise ValueError("Regions beside a prompt with an area need a newer ComfyUI (December 2024 or later): this one does not tell which part of the picture "
+                             "a network call shows. Take the area off the prompt.")
         guider = session.guider
         guider.conds = {"positive": args["cond"], "negative": args["uncond"]}
         predictions = {POSITIVE: args["cond_denoised"]}

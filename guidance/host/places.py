@@ -23,10 +23,14 @@ def inside(grid, area):
     return area[0] + grid[0] * area[2], area[1] + grid[1] * area[3], grid[2] * area[2], grid[3] * area[3]
 
 
-def prompt_of(call, text, count):
-    """Where the prompt's own `count` tokens are in the text of a joint call, which may hold registers or other encoders' tokens too."""
-    model = call.session.model.diffusion_model
-    first = call.session.geometry.family in ("lumina", "hidream") or (
+def prompt_first(session):
+    """Whether the prompt's own tokens come before the other text of a joint call, or behind it (registers, other encoders' tokens)."""
+    model = session.model.diffusion_model
+    return session.geometry.family in ("lumina", "hidream") or (
         getattr(model, "byt5_in", None) is not None and getattr(model, "cond_type_embedding", None) is None)
-    begin = text.start if first else text.stop - count
+
+
+def prompt_of(call, text, count):
+    """Where the prompt's own `count` tokens are in the text of a joint call, None where they cannot all be in it."""
+    begin = text.start if call.session.prompt_first else text.stop - count
     return slice(begin, begin + count) if text.start <= begin and begin + count <= text.stop else None

@@ -10,27 +10,34 @@ from dataclasses import replace
 
 import torch
 
-from ..attention.edits import apply_rows, rows_of
+from ..attention.edits import add_bias, apply_rows, rows_of
 from .places import inside, prompt_of
 
 
-def own_tokens(session, prompt, like):
-    """The text tokens [1, n, width] of a Prompt without the padding that its attention mask hides; several entries one after the other."""
+def own_texts(edit):
+    """The Prompts of an edit's own: its negative prompt, or other texts that it attends to."""
+    negative = getattr(edit, "negative", None)
+    return (negative,) if negative is not None else tuple(getattr(edit, "texts", ()))
+
+
+def own_tokens(session, prompt, like, rows=1):
+    """The text tokens [rows, n, width] of a Prompt without the padding that its attention mask hides; several entries one after the other."""
+    from .calls import spread
     parts = []
     for entry in session.prompt_conds(prompt):
         conds = entry.get("model_conds", {})
         if "c_crossattn" not in conds:
             continue
-        tokens = conds["c_crossattn"].cond[:1]
+        tokens = spread(conds["c_crossattn"].cond, rows)
         mask = conds["attention_mask"].cond[0].reshape(-1) if "attention_mask" in conds else None
         if mask is not None and mask.shape[0] == tokens.shape[1] and not mask.is_floating_point() and mask.any():
-            tokens = tokens[:, mask.bool().to(tokens.device)]
+            tokens = tokens[:, mask.bool().to(tokens.device)]      # the first picture's mask is every picture's
         parts.append(tokens)
     if not parts:
-        raise ValueError("the negative conditioning has no text tokens (c_crossattn) for this model")
+        raise ValueError(f"the {prompt.name} conditioning has no text tokens (c_crossattn) for this model")
     tokens = torch.cat(parts, 1).to(device=like.device, dtype=like.dtype)
     if tokens.shape[2] != like.shape[2]:
-        raise ValueError(f"the negative conditioning has tokens of width {tokens.shape[2]}, the positive's have {like.shape[2]}: they come from different text encoders")
+        raise ValueError(f"the {prompt.name} conditioning has tokens of width {tokens.shape[2]}, the positive's have {like.shape[2]}: they come from different text encoders")
     return tokens
 
 
@@ -44,6 +51,12 @@ def _pad_mask(mask, length, hidden):
     """An attention mask over text with more tokens in its last axis, hidden or not."""
     value = (-torch.inf if hidden else 0) if mask.is_floating_point() else (0 if hidden else 1)
     return torch.cat((mask, mask.new_full((*mask.shape[:-1], length - mask.shape[-1]), value)), -1)
+
+
+def _sum(mask, bias):
+    if mask is None or bias is None:
+        return bias if mask is None else mask
+    return add_bias(mask, bias)
 
 
 class Shadow:
@@ -69,7 +82,7 @@ class Shadow:
     def expand(self, x, t, c_concat, c_crossattn, control, options):
         """The positional arguments of the network call with the shadows' rows."""
         n = self.n = x.shape[0]
-        negative = own_tokens(self.call.session, self.edit.negative, c_crossattn).expand(len(self.rows), -1, -1)
+        negative = own_tokens(self.call.session, self.edit.negative, c_crossattn, len(self.rows))
         longest = max(c_crossattn.shape[1], negative.shape[1])
         self.lengths = (c_crossattn.shape[1], negative.shape[1], longest)
         if self.call.session.geometry.family == "lumina" and self.lengths[1] > self.lengths[0]:
@@ -96,7 +109,7 @@ class Shadow:
         """Hides the padding of a text stream that is shorter than the other; `begin` is where the text starts among the keys."""
         if length == self.lengths[2]:
             return None
-        mask = torch.zeros(1, 1, q.shape[2], k.shape[2], dtype=q.dtype, device=q.device)
+        mask = torch.zeros(1, 1, 1, k.shape[2], dtype=q.dtype, device=q.device)
         mask[..., begin + length: begin + self.lengths[2]] = float("-inf")
         return mask
 
@@ -118,9 +131,10 @@ class Shadow:
         parts = []
         for start, stop, edits in own:
             cut = slice(start, stop)
-            base = lambda q_, k_, v_, a, b, start=start: attend(q_, k_, v_, start + a, start + b, masks[0])
-            local = replace(rows_of(site, start, stop, q.shape[0]), extra={"tokens": {}, "plain": None}, window=inside(site.window, call.window_at(self.options, start, n)))
-            parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, local))
+            base = lambda q_, k_, v_, a, b, bias=None, start=start: attend(q_, k_, v_, start + a, start + b, _sum(masks[0], bias))
+            window = inside(site.window, call.window_at(self.options, start, n))
+            local = replace(rows_of(site, start, stop, q.shape[0]), extra={"tokens": {}, "texts": {}, "plain": None, "others": False}, window=window)
+            parts.append(apply_rows([(0, stop - start, edits)], q[cut], k[cut], v[cut], base, replace(local, mask=_sum(masks[0], local.mask))))
         out = torch.cat(parts)
         if site.kind != "joint":
             return torch.cat((out, out[rows]))
@@ -136,7 +150,7 @@ class Shadow:
 
 
 class Appended:
-    """Belongs to one network call: tokens of the edits' negative prompts behind every row's text, for networks with text cross attention.
+    """Belongs to one network call: tokens of the edits' own texts behind every row's text, for networks with text cross attention.
 
     `length` is the text's own number of tokens, `tokens` the number with all that was appended.
     """
@@ -151,10 +165,11 @@ class Appended:
         self.length = c_crossattn.shape[1]
         parts, self.places = [c_crossattn], {}
         for edit in self.edits:
-            negative = own_tokens(self.call.session, edit.negative, c_crossattn)
-            begin = sum(p.shape[1] for p in parts)
-            self.places[edit] = slice(begin, begin + negative.shape[1])
-            parts.append(negative.expand(c_crossattn.shape[0], -1, -1))
+            for i, prompt in enumerate(own_texts(edit)):
+                tokens = own_tokens(self.call.session, prompt, c_crossattn, c_crossattn.shape[0])
+                begin = sum(p.shape[1] for p in parts)
+                self.places[edit, i] = slice(begin, begin + tokens.shape[1])
+                parts.append(tokens)
         self.tokens = sum(p.shape[1] for p in parts)
         if self.tokens == self._image_tokens():      # the number of keys has to tell text from picture; nobody reads the last token
             parts.append(c_crossattn[:, -1:])
@@ -174,5 +189,5 @@ class Appended:
         return kwargs
 
     def split(self, k, v):
-        """{edit: (keys, values)} of the appended tokens of a call with heads [rows, heads, tokens, width]."""
+        """{(edit, number of the text): (keys, values)} of the appended tokens of a call with heads [rows, heads, tokens, width]."""
         return {edit: (k[:, :, place], v[:, :, place]) for edit, place in self.places.items()}

@@ -23,6 +23,7 @@ PERMANENT = {      # published node ids: workflows of users name them
     "LodestarAdaptiveGuidance", "LodestarAdaptiveProjectedGuidance", "LodestarCFGPlusPlusSampler", "LodestarDDIMInversion", "LodestarGuidanceInspector",
     "LodestarGuidanceInterval", "LodestarInspectorPlot", "LodestarListLayers", "LodestarLoadDemoModel", "LodestarModelPairGuidance",
     "LodestarNormalizedAttentionGuidance", "LodestarPerturbedAttentionGuidance", "LodestarTargetImageLoss", "LodestarUniversalGuidance",
+    "LodestarRegion", "LodestarRegionFromMask", "LodestarRegionsFromJSON", "LodestarRegionPrompt", "LodestarShowRegions", "LodestarRegionalPrompts", "LodestarDenseDiffusion",
 }
 
 

@@ -1,0 +1,54 @@
+"""Measuring methods that place things: prompts that name two objects and no place, a wanted box for each, and how well the pictures keep them."""
+from __future__ import annotations
+
+from ..demo.scenes import SIZE
+
+SIDE = 0.42      # of a wanted box, in fractions of the picture; the largest objects have 0.41
+NEAR, FAR = 0.05, 1 - 0.05 - SIDE
+MIDDLE = 0.5 - SIDE / 2
+LAYOUTS = tuple(tuple((x, y, SIDE, SIDE) for x, y in pair) for pair in (
+    ((NEAR, MIDDLE), (FAR, MIDDLE)), ((FAR, MIDDLE), (NEAR, MIDDLE)), ((MIDDLE, NEAR), (MIDDLE, FAR)), ((MIDDLE, FAR), (MIDDLE, NEAR)),
+    ((NEAR, NEAR), (FAR, FAR)), ((FAR, NEAR), (NEAR, FAR))))      # x, y, width, height of the first object's box and of the second's
+
+
+def noun(thing):
+    return f"{thing.colour} {thing.shape}"
+
+
+def caption(scene):
+    """The first two objects without size and place; every word is one token, so that captions of a batch have their words in the same places."""
+    return f"a {noun(scene.things[0])} and a {noun(scene.things[1])}"
+
+
+def regions_of(subject, batch, prompts=True):
+    """The Regions of a batch of cases with one layout: the words of each object, and its prompt where `prompts`."""
+    from ..guidance.attention.regions import Region, Regions
+    from ..guidance.attention.tokens import Words, located
+    first = caption(batch[0].scene)
+    items = []
+    for i, box in enumerate(LAYOUTS[batch[0].layout]):
+        own = subject.encode([f"a {noun(c.scene.things[i])}" for c in batch]) if prompts else None
+        items.append(Region(boxes=(box,), words=noun(batch[0].scene.things[i]), conditioning=own))
+    found = Regions(tuple(items))
+    return located(found, Words(subject.clip, first, subject.encode([first])[0][0].shape[1]))
+
+
+def overlap(seen, box):
+    """Intersection over union of an object that was found (its square) and a wanted box in fractions; 0 where there is none."""
+    if seen is None:
+        return 0.0
+    left, top, right, bottom = (v / SIZE for v in (seen.x - seen.radius, seen.y - seen.radius, seen.x + seen.radius, seen.y + seen.radius))
+    x, y, w, h = box
+    both = max(0.0, min(right, x + w) - max(left, x)) * max(0.0, min(bottom, y + h) - max(top, y))
+    return both / ((right - left) * (bottom - top) + w * h - both)
+
+
+def placed(case, reading):
+    """{"iou": mean over both objects, "in_box": the share whose centre is in its box} of one picture."""
+    best = {}
+    for seen in reading.things:      # best score first
+        best.setdefault((seen.colour, seen.shape), seen)
+    found = [best.get((t.colour, t.shape)) for t in case.scene.things[:2]]
+    boxes = LAYOUTS[case.layout]
+    inside = [s is not None and b[0] <= s.x / SIZE <= b[0] + b[2] and b[1] <= s.y / SIZE <= b[1] + b[3] for s, b in zip(found, boxes)]
+    return {"iou": sum(map(overlap, found, boxes)) / 2, "in_box": sum(inside) / 2}
