@@ -145,12 +145,14 @@ def _shares(cells, begin, extent, pixels):
 @dataclass(frozen=True, eq=False)
 class Regions:
     """Several regions in the order in which they were given. text, length: the prompt whose words were found, and the number of its tokens (None before);
-    mark: what the conditioning of that prompt carries as "lodestar_prompt" (an edit with this `mark` keeps to its rows where there are several prompts)."""
+    mark: what the conditioning of that prompt carries as "lodestar_prompt" (an edit with this `mark` keeps to its rows where there are several prompts);
+    content: positions of all of the prompt's own tokens, without begin, end and padding."""
 
     items: tuple = ()
     text: str = ""
     length: int | None = None
     mark: str | None = None
+    content: tuple = ()
     _cache: dict = field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo):
@@ -180,7 +182,7 @@ class Regions:
 
     def replace(self, items, **changes):
         """The same with other items."""
-        return Regions(tuple(items), **{"text": self.text, "length": self.length, "mark": self.mark, **changes})
+        return Regions(tuple(items), **{"text": self.text, "length": self.length, "mark": self.mark, "content": self.content, **changes})
 
     def cached(self, key, make):
         """make(), kept under a hashable key as long as these regions live (for small things that every step and layer asks for)."""

@@ -139,6 +139,8 @@ def test_half_precision(lab):
 
 
 def test_an_area_is_put_where_it_lies(lab):
+    if not lab.modern:
+        pytest.skip("this host does not say which conditioning a row belongs to")
     positive = [[lab.positive[0][0], {**lab.positive[0][1], "area": (16, 8, 0, 8), "strength": 1.0}]]
     _, record = lab.captured("unet", positive=positive, negative=lab.negative, size=16)
     picture = record.picture(16, 16)
