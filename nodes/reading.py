@@ -1,31 +1,44 @@
-"""Reading from a network: attention maps, and what its predictions say about a given picture."""
-from ..guidance.attention.capture import MapRecord
-from ..guidance.inspection.attention_maps import CaptureAttention
+"""Reading from a network: what its predictions and its attention say about a given picture."""
 from ..guidance.reading.classifier import DiffusionClassifier
+from ..guidance.reading.correspondence import DenseCorrespondence
 from ..guidance.reading.information import PromptInformation
-from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
+from ..guidance.reading.segmentation import CrossAttentionSegmentation
+from ._define import Input, NodeDef, Output, Shown, about, inputs_of
 
 _IMAGE = Input("image", "IMAGE", "The picture to look at. Needs the VAE.", optional=True)
 _VAE = Input("vae", "VAE", "Encodes the picture.", optional=True)
 _LATENT = Input("latent", "LATENT", "The picture as a latent, in place of an image.", optional=True)
 
 
-def _picture(title, image, vae, latent):
-    """The LATENT of a picture that came as one of the two."""
+def _encoded(vae, image):
+    """Pictures [n, height, width, 3] encoded one by one, so that a video model takes each as a picture of its own."""
+    import torch
+    return {"samples": torch.cat([vae.encode(image[i:i + 1, ..., :3]) for i in range(image.shape[0])])}
+
+
+def _picture(title, image, vae, latent, frames=False):
+    """(LATENT, (height, width) in pixels) of pictures that came as one of the two; `frames`: whether videos are understood."""
     from ..guidance.method import BadInput
     if (image is None) == (latent is None):
         raise BadInput(title, "picture", "both" if image is not None else None, "Connect either an image (with a VAE) or a latent.")
     if image is None:
-        return latent
+        samples = latent["samples"]
+        if not frames and samples.ndim == 5 and samples.shape[2] > 1:
+            raise BadInput(title, "latent", f"{samples.shape[2]} frames", "It looks at pictures, not at videos: give it single frames.")
+        return latent, tuple(8 * n for n in samples.shape[-2:])
     if vae is None:
         raise BadInput(title, "vae", None, "An image needs the model's VAE.")
-    return {"samples": vae.encode(image[..., :3])}
+    return _encoded(vae, image), tuple(image.shape[1:3])
 
 
-def _capture(model, **values):
-    from ..guidance.host.attach import attach
-    record = MapRecord()
-    return attach(model, CaptureAttention(record=record, **values).validate()), record
+def _select(model, method):
+    """A wrong selector is reported at the node. The model's Geometry."""
+    from ..guidance.host.geometry import of_model
+    from ..guidance.layers import select
+    geometry = of_model(model)
+    if method.layers:
+        select(geometry, method.layers, method.title)
+    return geometry
 
 
 def _lines(text):
@@ -47,12 +60,12 @@ def _classes(title, captions, clip, conditionings):
 
 
 def _classify(model, captions, clip, conditionings, image, vae, latent, **values):
+    method = DiffusionClassifier(**values).validate()
     from ..guidance.host.probe import probe
     from ..guidance.reading.classifier import report
-    method = DiffusionClassifier(**values).validate()
     classes = _classes(method.title, captions, clip, conditionings)
     names, prompts = [n for n, _ in classes], {i: c for i, (_, c) in enumerate(classes)}
-    picture = _picture(method.title, image, vae, latent)
+    picture, _ = _picture(method.title, image, vae, latent, frames=True)
 
     def work(p):
         return [method.scores(p.x0[i:i + 1], len(names), p.each, p.sigma, p.flow) for i in range(p.x0.shape[0])]
@@ -63,30 +76,74 @@ def _classify(model, captions, clip, conditionings, image, vae, latent, **values
 
 
 def _information(model, base, first, second, both, image, vae, latent, **values):
+    method = PromptInformation(**values).validate()
     from ..guidance.host.probe import probe
-    from ..guidance.reading.information import alpha_of
+    from ..guidance.reading.information import PARTS
     from ..guidance.reading.pictures import coloured
     import torch
-    method = PromptInformation(**values).validate()
-    picture = _picture(method.title, image, vae, latent)
+    picture, size = _picture(method.title, image, vae, latent, frames=True)
 
     def work(p):
-        low, high = alpha_of(p.sigma(1.0) if not p.flow else min(p.sigma(1.0), 0.999), p.flow), alpha_of(p.sigma(0.0), p.flow)
-        return method.decomposition(p.x0, p.each, low, high, p.flow)
+        return method.decomposition(p.x0, p.each, *method.span(p.sigma, p.flow), p.flow)
     found = probe(model, {"base": base, "first": first, "second": second, "both": both}, picture, work, total=method.samples * picture["samples"].shape[0])
-    size = image.shape[1:3] if image is not None else [8 * n for n in picture["samples"].shape[-2:]]
-    maps = torch.stack([found.first, found.second, found.redundancy, found.unique_first, found.unique_second, found.synergy], 1).flatten(0, 1)
-    totals = found.totals()
-    lines = ["picture " + str(i + 1) + ": " + ", ".join(f"{name.replace('_', ' ')} {float(v[i]):.2f}" for name, v in totals.items()) for i in range(found.first.shape[0])]
-    return Shown((coloured(maps, size, signed=True), "\n".join(lines)), "\n".join(lines))
+    maps = torch.stack([getattr(found, name) for name in PARTS], 1)
+    drawn = coloured(maps.flatten(0, 1), size, signed=True, full=0.99).unflatten(0, maps.shape[:2])
+    lines = ["picture " + str(i + 1) + ": " + ", ".join(f"{name.replace('_', ' ')} {float(v[i]):.2f}" for name, v in found.totals().items()) for i in range(maps.shape[0])]
+    return Shown((*drawn.unbind(1), "\n".join(lines)), "\n".join(lines))
+
+
+def _segmentation(model, clip, prompt, words, image, vae, latent, **values):
+    method = CrossAttentionSegmentation(**values).validate()
+    from ..guidance.attention.tokens import Words
+    from ..guidance.attention.words import found, phrases_of
+    from ..guidance.host.probe import probe
+    from ..guidance.host.text import encode
+    from ..guidance.reading.pictures import labelled_picture
+    from ..guidance.reading.segmentation import Seen, labelled
+    _select(model, method)
+    conditioning = encode(clip, prompt)
+    classes = found(Words(clip, prompt, conditioning[0][0].shape[1], method.title), phrases_of(words)).need(method.title)
+    picture, size = _picture(method.title, image, vae, latent)
+    observers, seen = method.observers(classes), Seen()
+    probe(model, {"positive": conditioning}, picture, lambda p: method.look(p.x0, p.observed, p.sigma, p.flow), total=method.samples * picture["samples"].shape[0],
+          observers=observers, take=seen.take)
+    maps = method.maps(*(seen[o] for o in observers), *((None,) if len(observers) == 1 else ()), classes, *size)
+    masks, labels = labelled(maps, method.threshold)
+    shown = labelled_picture(labels, None if image is None else image[..., :3])
+    return masks.flatten(0, 1).float(), maps.flatten(0, 1), shown, ", ".join(classes.phrases)
+
+
+def _correspondence(model, positive, first, second, vae, **values):
+    method = DenseCorrespondence(**values).validate()
+    from ..guidance.host.probe import probe
+    from ..guidance.method import BadInput
+    from ..guidance.reading.correspondence import Summed, confidence, drawn, listed, warped
+    from ..guidance.reading.pictures import resized
+    import json
+    import torch
+    observer = method.observer(_select(model, method))
+    first, second = first[..., :3], resized(second[..., :3], first.shape[1:3])
+    if len(first) != len(second) and len(second) != 1:
+        raise BadInput(method.title, "second", f"{len(second)} pictures", f"It must be one picture, or as many as first has ({len(first)}).")
+    second = second.expand_as(first)
+    latent = _encoded(vae, torch.stack((first, second), 1).flatten(0, 1))
+    summed = Summed()
+
+    def work(p):
+        found = []
+        for pair in p.x0.split(2):
+            summed.clear()
+            method.look(pair, p.observed, p.sigma, p.flow)
+            found.append(method.matches(summed.found))
+        return found
+    found = probe(model, {"positive": positive}, latent, work, total=method.samples * len(latent["samples"]), observers=(observer,), take=summed.take)
+    size = tuple(first.shape[1:3])
+    points = [listed(m, method.lines) for m in found]
+    return (torch.stack([warped(s, m.places.cpu()) for s, m in zip(second.cpu(), found)]), torch.stack([confidence(m, size).cpu() for m in found]),
+            torch.stack([drawn(f, s, p) for f, s, p in zip(first, second, points)]), json.dumps(points if len(points) > 1 else points[0]))
 
 
 NODES = (
-    NodeDef(
-        **about(CaptureAttention),
-        inputs=(Input("model", "MODEL", "The model to read from, with its guidance."), *inputs_of(CaptureAttention)),
-        outputs=(Output("MODEL", "model", "The same model, read from. Connect it to the sampler."), Output("LODESTAR_MAPS", "maps", "The maps of the last run, for Attention Heat Maps.")),
-        run=_capture),
     NodeDef(
         **about(DiffusionClassifier),
         inputs=(
@@ -110,8 +167,34 @@ NODES = (
             Input("both", "CONDITIONING", "A prompt that says both."),
             *inputs_of(PromptInformation),
             _IMAGE, _VAE, _LATENT),
-        outputs=(Output("IMAGE", "maps", "Per picture six heat maps on one scale: information of the first and the second prompt, redundancy, uniqueness of each, synergy; blue is negative."),
-                 Output("STRING", "totals", "Their sums over the picture, in nats.")),
+        outputs=(Output("IMAGE", "first", "Information of the first prompt, a heat map. All six maps have one scale: white is nothing, red is information, blue is negative."),
+                 Output("IMAGE", "second", "Information of the second prompt."), Output("IMAGE", "redundancy", "What both prompts say."),
+                 Output("IMAGE", "unique_first", "What only the first prompt says."), Output("IMAGE", "unique_second", "What only the second prompt says."),
+                 Output("IMAGE", "synergy", "What only both prompts together say."), Output("STRING", "totals", "The sums over the picture, in nats.")),
         run=_information,
         output_node=True),
+    NodeDef(
+        **about(CrossAttentionSegmentation),
+        inputs=(
+            Input("model", "MODEL", "The model whose attention is read; its guidance nodes do not take part."),
+            Input("clip", "CLIP", "The model's text encoder."),
+            Input("prompt", "STRING", "A prompt that names everything that is to be found, and the background.", "a red circle left of a blue square", multiline=True),
+            Input("words", "STRING", "The classes: words or phrases of the prompt, separated by commas; \"ball[2]\" is the second ball.", "red circle, blue square"),
+            *inputs_of(CrossAttentionSegmentation), _IMAGE, _VAE, _LATENT),
+        outputs=(Output("MASK", "masks", "One mask for each class, picture after picture."), Output("MASK", "maps", "The classes' maps before the decision, from 0 to 1, in the same order."),
+                 Output("IMAGE", "overview", "The classes in colours, over the picture if it came as an image."), Output("STRING", "classes", "The classes, in order.")),
+        run=_segmentation),
+    NodeDef(
+        **about(DenseCorrespondence),
+        inputs=(
+            Input("model", "MODEL", "The model whose features are compared; its guidance nodes do not take part."),
+            Input("positive", "CONDITIONING", "A prompt for both pictures; an empty one does."),
+            Input("first", "IMAGE", "The picture whose parts are looked up."),
+            Input("second", "IMAGE", "The picture in which they are found; brought to the first one's size."),
+            Input("vae", "VAE", "Encodes the pictures."),
+            *inputs_of(DenseCorrespondence)),
+        outputs=(Output("IMAGE", "warped", "The second picture warped onto the first."), Output("MASK", "confidence", "How sure each match is: the features' similarity, 0 where the way back differs."),
+                 Output("IMAGE", "matches", "Both pictures side by side, the surest matches joined by lines."),
+                 Output("STRING", "points", "These matches as JSON: from and to as [x, y] in fractions of the pictures, and the score.")),
+        run=_correspondence),
 )

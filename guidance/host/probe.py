@@ -1,4 +1,7 @@
-"""Predictions of a MODEL for a given picture, outside a sampling run: the host loads the model and prepares the prompts as it does for sampling."""
+"""Predictions of a MODEL for a given picture, outside a sampling run: the host loads the model and prepares the prompts as it does for sampling.
+
+The methods of this pack on the MODEL do not take part: readings are of the network itself, with what other nodes put on it (LoRA, ControlNets of the prompts ...).
+"""
 from __future__ import annotations
 
 import comfy.model_management
@@ -7,12 +10,14 @@ import comfy.samplers
 import comfy.utils
 import torch
 
+from ..reading.look import Look
+from .attach import attach, bare
 from .features import is_flow
 
 
 class Probe:
     """What `work` gets. x0 [batch, ...]: the picture in the model's own latent space; flow; sigma(level): the noise level at a place of the schedule (0 clean,
-    1 noise); each(x, sigma, names) -> the denoised of those prompts, in one batched call; guided(x, sigma): the prediction with the model's own nodes."""
+    1 noise); each(x, sigma, names) -> the denoised of those prompts, in one batched call; observed(x, sigma): the prediction of the first prompt, seen by the observers."""
 
     def __init__(self, guider, x0, extra_args, total):
         self.guider, self.x0, self.extra_args = guider, x0, extra_args
@@ -34,7 +39,7 @@ class Probe:
         conds = [self.guider.conds[str(name)] for name in names]
         return comfy.samplers.calc_cond_batch(self.guider.inner_model, conds, x, sigma.to(x), self.extra_args["model_options"])
 
-    def guided(self, x, sigma):
+    def observed(self, x, sigma):
         self._tick(x.shape[0])
         return self.guider(x, sigma.to(x), **self.extra_args)
 
@@ -48,11 +53,13 @@ class _Work(comfy.samplers.Sampler):
         return latent_image
 
 
-def probe(model, prompts, latent, work, total=0, seed=0):
-    """work(Probe) with the MODEL loaded. prompts: {name: CONDITIONING}; the first, or the one called "positive", is that of `guided`. latent: LATENT."""
+def probe(model, prompts, latent, work, total=0, seed=0, observers=(), take=None):
+    """work(Probe) with the MODEL loaded. prompts: {name: CONDITIONING}, the first is that of `observed`; latent: LATENT; total: predicted pictures, for the progress
+    bar; observers: what is read (guidance.attention.edits.AttentionObserver), take(observer, found) gets what each saw after a prediction."""
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         raise ValueError("Lodestar: this latent packs video and audio together; separate them first.")
+    model = attach(model, Look(observers=tuple(observers), take=take), alone=True) if observers else bare(model)
     samples = comfy.sample.fix_empty_latent_channels(model, samples)
     guider = comfy.samplers.CFGGuider(model)
     prompts = {str(name): cond for name, cond in prompts.items()}

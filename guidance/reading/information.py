@@ -11,6 +11,7 @@ from .noising import noise_of, noised, signal, spread
 
 REDUNDANCIES = ("minimum", "specificity")
 FORMS = ("orthogonal", "standard")
+PARTS = ("first", "second", "redundancy", "unique_first", "unique_second", "synergy")
 
 
 def snr_samples(count, low, high, location, scale):
@@ -72,16 +73,22 @@ def decompose(first, second, both, redundancy=REDUNDANCIES[0], surprisal_first=0
 class PromptInformation(Method):
     """Where a picture shows what a prompt says, and what two prompts say together: information in nats per cell of the latent, as heat maps.
 
-    i(y)[cell] = 1/2 integral over alpha of E |n(x, c) - n(x, y)|^2,  alpha = 2 ln(a / s),  n the predicted noise at x = a x0 + s n, c the base prompt
-    "standard" takes E (|n - n(x, c)|^2 - |n - n(x, y)|^2) in place of it: unbiased for the sum, noisier, may be negative.
-    R = min(i1, i2),  U_k = i_k - R,  S = i12 - U_1 - U_2 - R     redundancy, uniqueness of each prompt, synergy of both (pointwise)
-    "specificity" is the pointwise form with the prompts' surprisals h_k (nats): R = min(h1, h2) - min(h1 - i1, h2 - i2).
+        i(y)[cell] = 1/2 integral over alpha of E |n(x, c) - n(x, y)|^2,   alpha = 2 ln(a / s),  n the predicted noise at x = a x0 + s n,  c the base prompt
+        R = min(i1, i2),  U_k = i_k - R,  S = i12 - U_1 - U_2 - R          redundancy, uniqueness of each prompt, synergy of both (in every cell)
+
+    `form` orthogonal is the formula above: what a prompt changes, never negative. It counts what a prompt denies as well: where a model has learned that captions
+    name everything, a caption that leaves a thing out informs about that thing. standard takes E (|n - n(x, c)|^2 - |n - n(x, y)|^2) in place of it: unbiased for the sum,
+    noisier, negative where a prompt misleads; choose it to ask which prompt explains which part.
+    `redundancy` specificity is the pointwise form with the prompts' surprisals h_k (nats): R = min(h1, h2) - min(h1 - i1, h2 - i2).
 
     The base prompt is what both are compared with: empty for the information of a prompt alone, a context for conditional information.
-    Levels are even quantiles of a logistic distribution over alpha, cut to the model's range. Guidance is off; the same formula holds for eps, v and flow models.
+    Levels are even quantiles of a logistic distribution over alpha, cut to the model's range. Guidance is off; the nodes of this pack on the model do not take part. The
+    same formula holds for eps, v and flow models. The pictures' scale holds 99% of the values.
+
     Identities: a prompt equal to the base has no information; equal prompts have R = i and no U and S; i12 = R + U1 + U2 + S in every cell.
     Defaults: 50 levels; location 1, scale 2 as the authors of the information integral. Cost: 4 evaluations per level.
-    Limits: no public code of DiffusionPID exists; "minimum" is the usual redundancy of information decompositions, "specificity" the formula of the paper.
+    Limits: few levels give spots where the integral's ends weigh much. No public code of DiffusionPID exists; "minimum" is the usual redundancy of information
+    decompositions, "specificity" the formula of the paper.
     """
 
     node_id = "LodestarPromptInformation"
@@ -100,6 +107,10 @@ class PromptInformation(Method):
     location: float = param(1.0, "Centre of the log signal-to-noise ratios that are sampled.", -10.0, 10.0, 0.1, advanced=True)
     scale: float = param(2.0, "Width of that distribution.", 0.1, 10.0, 0.1, advanced=True)
     batch: int = param(4, "Levels in one call of the network (each for four prompts).", 1, 256, 1, advanced=True)
+
+    def span(self, sigma, flow):
+        """(low, high): the model's range of alpha; sigma(level) is its noise level from 0 (clean) to 1."""
+        return alpha_of(min(sigma(1.0), 0.999) if flow else sigma(1.0), flow), alpha_of(sigma(0.0), flow)
 
     def maps(self, x0, predict, low, high, flow, prompts=("base", "first", "second", "both")):
         """(i1, i2, i12) [batch, height, width] of pictures x0 [batch, ...]; predict(x, sigma, prompts) -> [denoised of each]; low, high: the model's range of alpha."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..attention.region_picture import COLOURS
+
 # a perceptually even scale from black over violet, red and orange to a light yellow
 _STOPS = ((0.0, 0.0, 0.02), (0.26, 0.04, 0.41), (0.58, 0.15, 0.40), (0.87, 0.32, 0.23), (0.99, 0.65, 0.04), (0.99, 1.0, 0.64))
 
@@ -31,15 +33,32 @@ def stretched(maps):
     return torch.where(high > low, (maps - low) / (high - low).clamp(min=1e-12), torch.zeros_like(maps))
 
 
-def coloured(maps, size, signed=False):
-    """Maps [n, h, w] as an IMAGE [n, height, width, 3] on one common scale; `signed`: red above 0, blue below it, white at 0."""
+def coloured(maps, size, signed=False, full=1.0):
+    """Maps [n, h, w] as an IMAGE [n, height, width, 3] on one common scale; `signed`: red above 0, blue below it, white at 0. `full`: the share of the values that the
+    scale holds, so that single cells do not hide the rest."""
+    top = maps.abs().flatten().float().quantile(full).clamp(min=1e-12)
     maps = enlarged(maps, size)
-    top = maps.abs().amax().clamp(min=1e-12)
     if not signed:
         return spectrum(maps / top)
     share = (maps / top).clamp(-1, 1)[..., None]
     warm, cold = torch.tensor([0.80, 0.15, 0.10], device=maps.device), torch.tensor([0.10, 0.25, 0.80], device=maps.device)
     return 1 - share.abs() * (1 - torch.where(share > 0, warm, cold))
+
+
+def resized(picture, size):
+    """Pictures [n, height, width, channels] of another size (height, width), bilinear without aliasing."""
+    size = tuple(int(s) for s in size)
+    if tuple(picture.shape[1:3]) == size:
+        return picture
+    return F.interpolate(picture.movedim(-1, 1).float(), size, mode="bilinear", align_corners=False, antialias=True).movedim(1, -1).clamp(0, 1)
+
+
+def labelled_picture(labels, picture=None, strength=0.55):
+    """IMAGE [n, height, width, 3] of labels [n, height, width] (-1: none): each class in a colour, over pictures [n or 1, height, width, 3] or dark grey."""
+    base = torch.full((*labels.shape, 3), 0.12, device=labels.device) if picture is None else picture.to(labels.device).expand(*labels.shape, 3)
+    colours = (torch.tensor(COLOURS, device=labels.device) / 255)[labels.clamp(min=0) % len(COLOURS)]
+    share = strength * (labels >= 0).float()[..., None]
+    return base * (1 - share) + colours * share
 
 
 def overlaid(picture, heat, strength=0.6):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from lodestar.guidance.layers import Geometry, Layer
 from lodestar.guidance.method import BadInput
-from lodestar.guidance.reading.correspondence import DenseCorrespondence, confidence, default_layers, match, together, warped
+from lodestar.guidance.reading.correspondence import DenseCorrespondence, Summed, confidence, default_layers, drawn, listed, match, together, warped
 
 WINDOW = (0.0, 0.0, 1.0, 1.0)
 
@@ -73,3 +73,26 @@ def test_default_layers():
     assert default_layers(unet((1, 2, 4, 5, 7, 8), range(3, 12))) == "output.6"
     assert default_layers(unet((4, 5, 7, 8), range(6))) == "output.3" and default_layers(unet((1, 3), range(4))) == "output.2"
     assert default_layers(Geometry("flux", (Layer("double", 0), Layer("single", 0)))) == "single.50%-100%"
+
+
+def test_what_several_predictions_saw_is_summed():
+    summed, total = Summed(), torch.ones(2, 4, 3)
+    for _ in range(3):
+        summed.take(None, {"x": [total, 2, (1, 2, 2), WINDOW]})
+    assert torch.equal(summed.found["x"][0], 3 * total) and summed.found["x"][1] == 6 and torch.equal(total, torch.ones(2, 4, 3))
+    summed.clear()
+    assert not summed.found
+
+
+def test_listed_matches_are_mutual_and_spread():
+    f = features()
+    matches = match(f, f, 8, 10)
+    matches.mutual[:4] = False
+    points = listed(matches, 5)
+    assert 1 < len(points) <= 5 and all(p["from"][1] > 0.5 for p in points)
+    assert len({(int(p["from"][0] * 10) // 4, int(p["from"][1] * 8) // 4) for p in points}) == len(points)
+    assert all(abs(a - b) < 0.01 for p in points for a, b in zip(p["from"], p["to"])) and points == sorted(points, key=lambda p: -p["score"])
+    assert listed(matches, 0) == []
+    picture = torch.zeros(16, 20, 3)
+    sheet = drawn(picture, picture + 1, points)
+    assert sheet.shape == (16, 40, 3) and float(sheet.max()) == 1 and torch.equal(drawn(picture, picture + 1, []), torch.cat((picture, picture + 1), 1))

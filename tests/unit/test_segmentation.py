@@ -5,8 +5,8 @@ import torch
 from lodestar.guidance.attention.capture import MapRecord
 from lodestar.guidance.attention.words import PromptWords
 from lodestar.guidance.method import BadInput
-from lodestar.guidance.reading.pictures import coloured, enlarged, overlaid, spectrum, stretched
-from lodestar.guidance.reading.segmentation import CrossAttentionSegmentation, labelled, refined
+from lodestar.guidance.reading.pictures import coloured, enlarged, labelled_picture, overlaid, resized, spectrum, stretched
+from lodestar.guidance.reading.segmentation import CrossAttentionSegmentation, Seen, labelled, refined
 
 WINDOW = (0.0, 0.0, 1.0, 1.0)
 
@@ -67,3 +67,18 @@ def test_pictures():
     assert signed[0, 0] > signed[0, 2] and signed[1, 2] > signed[1, 0] and torch.equal(signed[2], torch.ones(3))
     picture = torch.full((1, 2, 2, 3), 0.5)
     assert torch.equal(overlaid(picture, torch.zeros(1, 2, 2)), picture)
+
+
+def test_classes_in_colours():
+    labels = torch.tensor([[[-1, 0], [1, -1]]])
+    picture = torch.full((1, 2, 2, 3), 0.5)
+    shown = labelled_picture(labels, picture)
+    assert torch.equal(shown[0, 0, 0], picture[0, 0, 0]) and (shown[0, 0, 1] - shown[0, 1, 0]).abs().max() > 0.1
+    assert labelled_picture(labels).shape == (1, 2, 2, 3) and torch.equal(resized(picture, (2, 2)), picture) and resized(picture, (5, 3)).shape == (1, 5, 3, 3)
+
+
+def test_what_is_seen_is_kept_by_observer():
+    seen = Seen()
+    for value in (1.0, 3.0):
+        seen.take("x", {(1, 2, 2, WINDOW): [torch.full((1, 1, 1, 2, 2), value), 1]})
+    assert float(seen["x"].picture(2, 2).mean()) == 2.0 and not seen["y"].grids
