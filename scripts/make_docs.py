@@ -18,7 +18,7 @@ if not __package__:
 import inspect
 import re
 
-from ..guidance.catalogue import HELP, ROOT, help_of, load_effects, nodes, records, workflow_of
+from ..guidance.catalogue import HELP, READINGS, ROOT, help_of, load_effects, measured, nodes, records, workflow_of
 from .make_workflows import stale, write
 
 README = "README.md"
@@ -123,7 +123,8 @@ def method_table(found):
 
 def effect_table(found, effects):
     """What became of the papers' claims: one row for each claimed metric."""
-    rows = [(f"[{r['title']}](docs/effects/effects.md#{r['id'].removeprefix('Lodestar').lower()})", *row)
+    read = load_effects(READINGS)
+    rows = [(f"[{r['title']}](docs/effects/{'readings' if r['id'] in read else 'effects'}.md#{r['id'].removeprefix('Lodestar').lower()})", *row)
             for r in found for row in effect_rows(r["id"], effects) if row[-1] != "-"]
     if not rows:
         return "Not measured yet: `./scripts/bench effects` writes `docs/effects`."
@@ -143,7 +144,7 @@ def files():
     """{path relative to the checkout: text} of everything generated."""
     definitions, found = nodes(), records()
     by_id, titles = {r["id"]: r for r in found}, {i: d.title for i, d in definitions.items()}
-    effects = load_effects()
+    effects = measured()
     result = {help_of(i): page(d, by_id.get(i), titles, effects) for i, d in definitions.items()}
     readme = (ROOT / README).read_text(encoding="utf-8")
     for name, body in (("nodes", node_table(definitions)), ("methods", method_table(found)), ("effects", effect_table(found, effects))):
