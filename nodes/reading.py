@@ -86,7 +86,7 @@ def _information(model, base, first, second, both, image, vae, latent, **values)
     def work(p):
         return method.decomposition(p.x0, p.each, *method.span(p.sigma, p.flow), p.flow)
     found = probe(model, {"base": base, "first": first, "second": second, "both": both}, picture, work, total=method.samples * picture["samples"].shape[0])
-    maps = torch.stack([getattr(found, name) for name in PARTS], 1)
+    maps = torch.stack([getattr(found, name) for name in PARTS], 1).cpu()
     drawn = coloured(maps.flatten(0, 1), size, signed=True, full=0.99).unflatten(0, maps.shape[:2])
     lines = ["picture " + str(i + 1) + ": " + ", ".join(f"{name.replace('_', ' ')} {float(v[i]):.2f}" for name, v in found.totals().items()) for i in range(maps.shape[0])]
     return Shown((*drawn.unbind(1), "\n".join(lines)), "\n".join(lines))

@@ -237,8 +237,8 @@ class MapRecord:
 
 @dataclass(frozen=True)
 class FeatureCapture(MapReader):
-    """Sums the queries or keys of self-attention, all heads of a cell as one vector, by layer: step.maps[self] is {layer name: [sum [batch, cells, width],
-    count, (frames, height, width), window]}."""
+    """Sums the queries or keys of self-attention, all heads of a cell as one vector, by layer and kind (some blocks attend twice): step.maps[self] is
+    {"layer kind": [sum [batch, cells, width], count, (frames, height, width), window]}."""
 
     what: str = "keys"
 
@@ -251,6 +251,6 @@ class FeatureCapture(MapReader):
             t = (k if self.what == "keys" else q).detach()[:, :, site.image].transpose(1, 2).flatten(2).float()
             batch = site.step.x.shape[0] if t.shape[0] % site.step.x.shape[0] == 0 else t.shape[0]
             t = t.unflatten(0, (-1, batch))
-            found = site.step.maps.setdefault(self, {}).setdefault(str(site.layer), [torch.zeros_like(t[0]), 0, (site.frames, site.height, site.width), site.window])
+            found = site.step.maps.setdefault(self, {}).setdefault(f"{site.layer} {site.kind}", [torch.zeros_like(t[0]), 0, (site.frames, site.height, site.width), site.window])
             found[0] += t.sum(0)
             found[1] += t.shape[0]

@@ -164,6 +164,7 @@ class DenseCorrespondence(Method):
 
     Defaults: level 0.2, 4 noises; U-Nets: the first output block above the deepest level; DiTs: the second half of the last stage (own measurements on the bundled
     models; no published value for keys). There the mean error is 4 px of 64 on the U-Net, 12 on the DiT. Cost: one evaluation per noise for both pictures.
+    Memory: two pictures x cells x width x 4 bytes for each layer (Flux at 1024 px: 0.1 GB a layer); name fewer layers where it is short.
     Limits: parts that look alike (two equal things, an even ground) are told apart by nothing. Both pictures are brought to the first one's size.
     """
 

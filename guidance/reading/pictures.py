@@ -36,7 +36,8 @@ def stretched(maps):
 def coloured(maps, size, signed=False, full=1.0):
     """Maps [n, h, w] as an IMAGE [n, height, width, 3] on one common scale; `signed`: red above 0, blue below it, white at 0. `full`: the share of the values that the
     scale holds, so that single cells do not hide the rest."""
-    top = maps.abs().flatten().float().quantile(full).clamp(min=1e-12)
+    values = maps.abs().flatten().float()
+    top = values.kthvalue(max(1, round(full * values.numel()))).values.clamp(min=1e-12)
     maps = enlarged(maps, size)
     if not signed:
         return spectrum(maps / top)

@@ -65,6 +65,8 @@ def test_pictures():
     assert spectrum(torch.tensor([0.0, 1.0])).shape == (2, 3) and float(spectrum(torch.tensor(0.0)).sum()) < 0.1 < 2 < float(spectrum(torch.tensor(1.0)).sum())
     signed = coloured(torch.tensor([[[1.0, -1.0, 0.0]]]), (1, 3), signed=True)[0, 0]
     assert signed[0, 0] > signed[0, 2] and signed[1, 2] > signed[1, 0] and torch.equal(signed[2], torch.ones(3))
+    spike = torch.tensor([[[1.0] * 9 + [100.0]]])
+    assert torch.equal(coloured(spike, (1, 10), full=0.9)[0, 0, 0], coloured(spike, (1, 10), full=0.9)[0, 0, 9]) and coloured(spike, (1, 10))[0, 0, 0].sum() < 0.2
     picture = torch.full((1, 2, 2, 3), 0.5)
     assert torch.equal(overlaid(picture, torch.zeros(1, 2, 2)), picture)
 
