@@ -27,7 +27,7 @@ from .subject import Judge, Subject, weights_mark
 SCENE_SEED = 40_001     # no seed of the training or of the other measurements
 CHUNK = 4
 STEPS, CFG = 20, 4.0
-INTRO = """Written by `./scripts/bench readings` (host: ComfyUI {host}): readings of {scenes} scenes per model, against what is known of the scenes. Pictures are renders that went through
+INTRO = """Written by `./scripts/bench readings` (host: ComfyUI {host}): readings of rendered scenes, against what is known of them. Pictures are renders that went through
 the autoencoder; for the heat maps they are sampled ({steps} Euler steps, w = {cfg:g}) and the objects are those that the measuring network finds where the caption's are. In brackets
 95% intervals; a claim is reached where the interval of the difference from the base lies on the claimed side ("at least": where the value does).
 
@@ -128,12 +128,13 @@ def overlap(a, b):
 
 
 def segmented(subject, judge, method, scenes):
+    from ..guidance.host.geometry import of_model
     from ..guidance.host.probe import probe
     from ..guidance.reading.segmentation import Seen, labelled
     found = {"iou": [], "swapped": [], "whole": []}
     for scene, x in zip(scenes, coded(subject, scenes).split(1)):
         cond, words = words_of(subject, scene, method.title)
-        observers, seen = method.observers(words), Seen()
+        observers, seen = method.observers(words, of_model(subject.model)), Seen()
         probe(subject.model, {"positive": cond}, {"samples": x}, lambda p: method.look(p.x0, p.observed, p.sigma, p.flow), observers=observers, take=seen.take)
         maps = method.maps(*(seen[o] for o in observers), *((None,) if len(observers) == 1 else ()), words, SIZE, SIZE)
         masks, _ = labelled(maps, method.threshold)
@@ -307,7 +308,7 @@ def write_page(out):
     data = store.read_json(out / "readings.json")
     classifier = READINGS[0].method
     lines = ["# Readings", ""]
-    lines += dict.fromkeys(INTRO.format(host=a["host"], scenes=a["scenes"], steps=STEPS, cfg=CFG, colours=len(COLOURS), shapes=len(SHAPES), sizes=len(SIZES),
+    lines += dict.fromkeys(INTRO.format(host=a["host"], steps=STEPS, cfg=CFG, colours=len(COLOURS), shapes=len(SHAPES), sizes=len(SIZES),
                                         classifier=f"{classifier.samples} samples, stages {classifier.stages}") for a in data.get("about", {}).values())
     for node_id, generators in sorted(data.get("methods", {}).items()):
         rows = [(g, name, store.shown(**f["base"]), store.shown(f["value"], f["low"], f["high"]), store.shown(**f["difference"]), f["scenes"], f["claimed"] or "", f["verdict"])

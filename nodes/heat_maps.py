@@ -49,7 +49,7 @@ NODES = (
             Input("words", "STRING", "Words or phrases of the prompt, separated by commas; \"ball[2]\" is the second ball. Empty: every word.", ""),
             Input("scale", "COMBO", "each: every map from its least to its largest value. common: all maps of a picture on one scale, to compare words.", SCALES[0], choices=SCALES),
             Input("strength", "FLOAT", "How much of the picture the heat covers.", 0.6, 0.0, 1.0, 0.05),
-            Input("least", "INT", "Layers whose grid has fewer cells are left out, 0 takes all. The original leaves out the coarsest: 65 does so for SD1.5 at 512 pixels.", 0, 0, 65536, 1,
+            Input("least", "INT", "Layers whose grid has fewer cells are left out, 0 takes all. 65 leaves out the 8 x 8 grid of SD1.5 at 512 pixels.", 0, 0, 65536, 1,
                   optional=True, advanced=True),
             Input("image", "IMAGE", "The decoded picture, to lay the heat over. Without it the maps are drawn alone.", optional=True)),
         outputs=(Output("IMAGE", "images", "One for each word, picture after picture (of a video frame after frame)."), Output("MASK", "heat", "The same maps as masks, from 0 to 1."),

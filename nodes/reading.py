@@ -100,11 +100,11 @@ def _segmentation(model, clip, prompt, words, image, vae, latent, **values):
     from ..guidance.host.text import encode
     from ..guidance.reading.pictures import labelled_picture
     from ..guidance.reading.segmentation import Seen, labelled
-    _select(model, method)
+    geometry = _select(model, method)
     conditioning = encode(clip, prompt)
     classes = found(Words(clip, prompt, conditioning[0][0].shape[1], method.title), phrases_of(words)).need(method.title)
     picture, size = _picture(method.title, image, vae, latent)
-    observers, seen = method.observers(classes), Seen()
+    observers, seen = method.observers(classes, geometry), Seen()
     probe(model, {"positive": conditioning}, picture, lambda p: method.look(p.x0, p.observed, p.sigma, p.flow), total=method.samples * picture["samples"].shape[0],
           observers=observers, take=seen.take)
     maps = method.maps(*(seen[o] for o in observers), *((None,) if len(observers) == 1 else ()), classes, *size)
@@ -193,7 +193,8 @@ NODES = (
             Input("second", "IMAGE", "The picture in which they are found; brought to the first one's size."),
             Input("vae", "VAE", "Encodes the pictures."),
             *inputs_of(DenseCorrespondence)),
-        outputs=(Output("IMAGE", "warped", "The second picture warped onto the first."), Output("MASK", "confidence", "How sure each match is: the features' similarity, 0 where the way back differs."),
+        outputs=(Output("IMAGE", "warped", "The second picture warped onto the first."),
+                 Output("MASK", "confidence", "How sure each match is: the features' similarity, 0 where the way back differs."),
                  Output("IMAGE", "matches", "Both pictures side by side, the surest matches joined by lines."),
                  Output("STRING", "points", "These matches as JSON: from and to as [x, y] in fractions of the pictures, and the score.")),
         run=_correspondence),

@@ -20,9 +20,9 @@ class CaptureAttention(Finish):
     Cross-attention: the network's own weights. Joint attention (Flux, SD3, Qwen ...): the weights of the picture's cells on the text, normalised over the text
     alone. A prompt with weights such as (word:1.2) has the same tokens; several areas are put together where they lie.
 
-    The network's attention runs in the host's kernels as always; the weights are computed beside it in chunks. Cost: one more product of queries and text keys
-    per layer and its softmax, 7 to 8% of a step on the bundled models. Memory: chunks of 64 MiB, and per grid size tokens x side^2 x 4 bytes (side 32, 77 tokens: 0.3 MiB; 512 tokens: 2 MiB) per
-    picture of the batch, however many layers and steps are read.
+    The network's attention runs in the host's kernels as always; the weights are computed beside it in chunks. Cost: one more product of queries and text
+    keys per layer and its softmax, 7 to 8% of a step on the bundled models. Memory: chunks of 64 MiB, and per grid size tokens x side^2 x 4 bytes (side 32,
+    77 tokens: 0.3 MiB; 512 tokens: 2 MiB) per picture of the batch, however many layers and steps are read.
 
     Limits: maps are relative, they say which word a cell attends to most, not whether the word is there. Attention that an edit replaces (masks of other packs,
     the sparse part of Draft Attention) is read as it would be without it. Networks whose attention is out of reach

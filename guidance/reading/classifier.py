@@ -68,15 +68,15 @@ class DiffusionClassifier(Method):
     x_i = a x0 + s_i n_i at noise levels s_i evenly over the schedule
     error(c) = mean over i of w(s_i)^p |x0 - D(x_i, s_i, c)|^p, averaged over the latent; p = 2 for l2, 1 for l1
 
-    The prompt with the smallest error wins (equal priors). `weight` noise: w = a / s, the error of the predicted noise, as in the paper; velocity: that of the velocity;
-    data: w = 1. On flow models a = 1 - s. All prompts see the same levels and noises, so that what they share cancels.
+    The prompt with the smallest error wins (equal priors). `weight` noise: w = a / s, the error of the predicted noise, as in the paper; velocity: that of
+    the velocity; data: w = 1. On flow models a = 1 - s. All prompts see the same levels and noises, so that what they share cancels.
 
-    Adaptive schedule (paper): "16:4" keeps the best 4 after 16 samples, spread over the whole schedule, and spends the other samples on them. Prompts should differ
-    only in what is asked: "a red circle", "a blue circle" ... Guidance is off; the nodes of this pack on the model do not take part.
+    Adaptive schedule (paper): "16:4" keeps the best 4 after 16 samples, spread over the whole schedule, and spends the other samples on them. Prompts should
+    differ only in what is asked: "a red circle", "a blue circle" ... Guidance is off; the nodes of this pack on the model do not take part.
 
-    Defaults: weight and loss as in the paper; its ImageNet set-up is stages "50:5" with 500 samples. Cost: samples x prompts evaluations without stages, less with
-    them. The same seed gives the same scores in any order of the prompts, alone or in a batch of pictures.
-    Limits: slow with many prompts; a picture that the autoencoder changes much is judged as it comes out of it.
+    Defaults: weight and loss as in the paper; its ImageNet set-up is stages "50:5" with 500 samples. Cost: samples x prompts evaluations without stages, less
+    with them. The same seed gives the same scores in any order of the prompts, alone or in a batch of pictures. Limits: slow with many prompts; a picture
+    that the autoencoder changes much is judged as it comes out of it.
     """
 
     node_id = "LodestarDiffusionClassifier"

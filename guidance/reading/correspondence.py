@@ -159,13 +159,13 @@ class DenseCorrespondence(Method):
         match(p) = argmax over q of f1(p) f2(q), then the mean of the places around it, weighted by softmax(similarity / 0.05)
         confidence = the similarity, and 0 where the match does not find back to within a cell
 
-    The ensemble over noises is that of DiffMatch's sampling (its network is trained for matching and is not needed here). Works on the attention of any network; the
-    nodes of this pack on the model do not take part.
+    The ensemble over noises is that of DiffMatch's sampling (its network is trained for matching and is not needed here). Works on every network whose
+    attention is in reach (`docs/layers.md`); the nodes of this pack on the model do not take part.
 
-    Defaults: level 0.2, 4 noises; U-Nets: the first output block above the deepest level; DiTs: the second half of the last stage (own measurements on the bundled
-    models; no published value for keys). There the mean error is 4 px of 64 on the U-Net, 12 on the DiT. Cost: one evaluation per noise for both pictures.
-    Memory: two pictures x cells x width x 4 bytes for each layer (Flux at 1024 px: 0.1 GB a layer); name fewer layers where it is short.
-    Limits: parts that look alike (two equal things, an even ground) are told apart by nothing. Both pictures are brought to the first one's size.
+    Defaults: level 0.2, 4 noises; U-Nets: the first output block above the deepest level; DiTs: the second half of the last stage (own measurements on the
+    bundled models; no published value for keys). There the mean error is 4 px of 64 on the U-Net, 12 on the DiT. Cost: one evaluation per noise for both
+    pictures. Memory: two pictures x cells x width x 4 bytes for each layer (Flux at 1024 px: 0.1 GB a layer); name fewer layers where it is short. Limits:
+    parts that look alike (two equal things, an even ground) are told apart by nothing. Both pictures are brought to the first one's size.
     """
 
     node_id = "LodestarDenseCorrespondence"

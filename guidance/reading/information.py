@@ -76,14 +76,14 @@ class PromptInformation(Method):
         i(y)[cell] = 1/2 integral over alpha of E |n(x, c) - n(x, y)|^2,   alpha = 2 ln(a / s),  n the predicted noise at x = a x0 + s n,  c the base prompt
         R = min(i1, i2),  U_k = i_k - R,  S = i12 - U_1 - U_2 - R          redundancy, uniqueness of each prompt, synergy of both (in every cell)
 
-    `form` orthogonal is the formula above: what a prompt changes, never negative. It counts what a prompt denies as well: where a model has learned that captions
-    name everything, a caption that leaves a thing out informs about that thing. standard takes E (|n - n(x, c)|^2 - |n - n(x, y)|^2) in place of it: unbiased for the sum,
-    noisier, negative where a prompt misleads; choose it to ask which prompt explains which part.
-    `redundancy` specificity is the pointwise form with the prompts' surprisals h_k (nats): R = min(h1, h2) - min(h1 - i1, h2 - i2).
+    `form` orthogonal is the formula above: what a prompt changes, never negative. It counts what a prompt denies as well: where a model has learned that
+    captions name everything, a caption that leaves a thing out informs about that thing. standard takes E (|n - n(x, c)|^2 - |n - n(x, y)|^2) in place of it:
+    unbiased for the sum, noisier, negative where a prompt misleads; choose it to ask which prompt explains which part. `redundancy` specificity is the
+    pointwise form with the prompts' surprisals h_k (nats): R = min(h1, h2) - min(h1 - i1, h2 - i2).
 
-    The base prompt is what both are compared with: empty for the information of a prompt alone, a context for conditional information.
-    Levels are even quantiles of a logistic distribution over alpha, cut to the model's range. Guidance is off; the nodes of this pack on the model do not take part. The
-    same formula holds for eps, v and flow models. The pictures' scale holds 99% of the values.
+    The base prompt is what both are compared with: empty for the information of a prompt alone, a context for conditional information. Levels are even
+    quantiles of a logistic distribution over alpha, cut to the model's range. Guidance is off; the nodes of this pack on the model do not take part. The same
+    formula holds for eps, v and flow models. The pictures' scale holds 99% of the values.
 
     Identities: a prompt equal to the base has no information; equal prompts have R = i and no U and S; i12 = R + U1 + U2 + S in every cell.
     Defaults: 50 levels; location 1, scale 2 as the authors of the information integral. Cost: 4 evaluations per level.

@@ -10,6 +10,8 @@ from ..method import BadInput, Method, param
 from .noising import noise_of, noised
 from .pictures import enlarged, stretched
 
+OWN_CELLS = {"unet": 1024, "other": 4096}      # the largest grid whose attention to itself is read: U-Nets have smaller ones, others only one
+
 
 def refined(maps, own, times):
     """Maps [batch, classes, h, w] averaged `times` times over the cells that each cell attends to; own [batch, h w, h, w] are the weights of its self-attention."""
@@ -50,10 +52,10 @@ class CrossAttentionSegmentation(Method):
     size), without its trained head. Joint attention: the picture's cells on the text, normalised over it. Guidance is off; the nodes of this pack on the model do not
     take part.
 
-    Defaults: level 0.02 (the paper: t = 1 of 1000); the threshold is measured on the bundled models (intersection over union with the true masks 0.74 on the U-Net,
-    0.53 on the DiT, whose maps are coarser). Several noises are averaged. Cost: one evaluation per noise. Attention between cells is read on grids of at most 1024
-    cells. Limits: words of one prompt compete; what is in the picture but in no class may go to the nearest one: name it too. Every class gets its strongest cells,
-    also one that is not in the picture.
+    Defaults: level 0.02 (the paper: t = 1 of 1000); the threshold is measured on the bundled models (intersection over union with the true masks 0.74 on the
+    U-Net, 0.53 on the DiT, whose maps are coarser). Several noises are averaged. Cost: one evaluation per noise. Attention between cells is read on grids of
+    at most 1024 cells (networks with one grid: 4096); maps of larger ones stay as they are. Limits: words of one prompt compete; what is in the picture but
+    in no class may go to the nearest one: name it too. Every class gets its strongest cells, also one that is not in the picture.
     """
 
     node_id = "LodestarCrossAttentionSegmentation"
@@ -71,10 +73,10 @@ class CrossAttentionSegmentation(Method):
     seed: int = param(0, "Seed of the noises.", 0, 2 ** 63 - 1, 1, advanced=True)
     side: int = param(64, "Longest side of the maps in cells; larger grids are averaged down.", 4, 256, 1, advanced=True)
 
-    def observers(self, words):
+    def observers(self, words, geometry):
         """What is read: the maps of the words, and self-attention where it is needed."""
         maps = MapCapture(self.layers, length=words.length, mark=words.mark, side=self.side)
-        return (maps, SelfCapture(self.layers)) if self.refine else (maps,)
+        return (maps, SelfCapture(self.layers, most=OWN_CELLS["unet" if geometry.family == "unet" else "other"])) if self.refine else (maps,)
 
     def look(self, x0, predict, sigma_of, flow):
         """Runs the predictions predict(x, sigma) of pictures x0 [batch, ...]."""

@@ -28,13 +28,13 @@ def lab(host):
         pass
 
     lab = Lab()
-    lab.tiny, lab.probe, lab.modern = tiny, probe, wrappers()
+    lab.tiny, lab.probe, lab.modern, lab.of_model = tiny, probe, wrappers(), of_model
     with torch.inference_mode():
         lab.models = {"unet": tiny.unet(), **({"flux": tiny.flux()} if lab.modern else {})}
         lab.prompts = {i: tiny.prompt(i) for i in range(4)} | {"longer": tiny.prompt(9, tokens=12)}
         lab.pictures = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     lab.guided = lambda kind: attach(lab.models[kind], PerturbedAttentionGuidance(scale=3.0))
-    words = PromptWords("a b", ("a", "b"), ((1,), (2, 3)), (1, 2, 3), 6)
+    lab.words = words = PromptWords("a b", ("a", "b"), ((1,), (2, 3)), (1, 2, 3), 6)
 
     def scores(model, names=(0, 1, 2), pictures=lab.pictures, **k):
         method = DiffusionClassifier(**{"samples": 6, "stages": "3:2", "batch": 4, **k}).validate()
@@ -51,7 +51,7 @@ def lab(host):
 
     def classes(model, pictures=lab.pictures, **k):
         method, seen = CrossAttentionSegmentation(**{"samples": 2, **k}).validate(), Seen()
-        observers = method.observers(words)
+        observers = method.observers(words, of_model(model))
         with torch.inference_mode():
             probe(model, {"positive": lab.prompts[0]}, {"samples": pictures}, lambda p: method.look(p.x0, p.observed, p.sigma, p.flow), observers=observers, take=seen.take)
         return method.maps(*(seen[o] for o in observers), *((None,) if len(observers) == 1 else ()), words, 16, 16)
@@ -170,7 +170,7 @@ def test_nothing_is_left_behind(lab, kind):
 
     method = CrossAttentionSegmentation()
     with torch.inference_mode(), pytest.raises(Stop):
-        lab.probe(model, {"positive": lab.prompts[0]}, {"samples": lab.pictures}, stop, observers=method.observers(type("W", (), {"length": 6, "mark": None})), take=Seen().take)
+        lab.probe(model, {"positive": lab.prompts[0]}, {"samples": lab.pictures}, stop, observers=method.observers(lab.words, lab.of_model(model)), take=Seen().take)
     lab.classes(model)
     assert torch.equal(lab.run(model), before) and "lodestar" not in model.model_options
 

@@ -84,3 +84,11 @@ def test_what_is_seen_is_kept_by_observer():
     for value in (1.0, 3.0):
         seen.take("x", {(1, 2, 2, WINDOW): [torch.full((1, 1, 1, 2, 2), value), 1]})
     assert float(seen["x"].picture(2, 2).mean()) == 2.0 and not seen["y"].grids
+
+
+def test_what_is_read():
+    from lodestar.guidance.layers import Geometry, Layer
+    unet, flux = Geometry("unet", (Layer("middle", 0),)), Geometry("flux", (Layer("double", 0),))
+    maps, own = CrossAttentionSegmentation(layers="middle", side=9).observers(words(), unet)
+    assert (maps.length, maps.side, maps.layers, own.layers, own.most) == (4, 9, "middle", "middle", 1024)
+    assert CrossAttentionSegmentation().observers(words(), flux)[1].most == 4096 and len(CrossAttentionSegmentation(refine=0).observers(words(), unet)) == 1
