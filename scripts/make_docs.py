@@ -19,7 +19,7 @@ import inspect
 import json
 import re
 
-from ..guidance.catalogue import HELP, ROOT, help_of, load_effects, nodes, records, workflow_of
+from ..guidance.catalogue import HELP, READINGS, ROOT, help_of, load_effects, measured, nodes, records, workflow_of
 from .make_workflows import stale, write
 
 README, METHODS = "README.md", "docs/methods.md"
@@ -124,11 +124,11 @@ def method_table(found):
 
 def effect_table(found, effects):
     """What became of the papers' claims: a row for each method, its claimed metrics by model."""
-    rows = []
+    rows, read = [], load_effects(READINGS)
     for r in found:
         claims = [(g, f"{metric} {base} -> {value.partition(' ')[0]}: {came}") for g, metric, base, value, claimed, came in effect_rows(r["id"], effects) if claimed != "-"]
         if claims:
-            rows.append((f"[{r['title']}](docs/effects/effects.md#{r['id'].removeprefix('Lodestar').lower()})",
+            rows.append((f"[{r['title']}](docs/effects/{'readings' if r['id'] in read else 'effects'}.md#{r['id'].removeprefix('Lodestar').lower()})",
                          *("<br>".join(text for g, text in claims if g == model) or "-" for model in ("unet", "dit"))))
     if not rows:
         return "Not measured yet: `./scripts/bench effects` writes `docs/effects`."
@@ -167,9 +167,9 @@ def methods_page(found, effects, conformance):
         if r["family"] not in INSIDE:
             continue
         layers = conformance.get("nodes", {}).get(r["id"], {})
-        measured = list(effect_rows(r["id"], effects))
+        figures = list(effect_rows(r["id"], effects))
         rows.append((r["family"], f"[{r['title']}](../{help_of(r['id'])})", *(_layers(layers, n) for n in SHOWN), r["evaluations"], _named(r["identities"]),
-                     *(_outcomes([m[1:] for m in measured if m[0] == g]) for g in ("unet", "dit"))))
+                     *(_outcomes([m[1:] for m in figures if m[0] == g]) for g in ("unet", "dit"))))
     head = ("Family", "Node", "Layers on U-Nets", "on joint DiTs (Flux)", "on cross-attention DiTs (Wan)", "Evaluations beyond CFG", "Identities that are tested", "Effect, U-Net", "Effect, DiT")
     return ("# What acts inside the network\n\nWritten by `scripts/make_docs.py`. Layers: the selector that holds by default, and how many layers of a tiny network of the kind it really "
             "changes; every network of the host is in [conformance.md](conformance.md), the names of layers in [layers.md](layers.md). Effects: without and with the node on the two bundled "
@@ -190,7 +190,7 @@ def files():
     """{path relative to the checkout: text} of everything generated."""
     definitions, found = nodes(), records()
     by_id, titles = {r["id"]: r for r in found}, {i: d.title for i, d in definitions.items()}
-    effects = load_effects()
+    effects = measured()
     result = {help_of(i): page(d, by_id.get(i), titles, effects) for i, d in definitions.items()}
     readme = (ROOT / README).read_text(encoding="utf-8")
     for name, body in (("nodes", node_table(definitions)), ("methods", method_table(found)), ("effects", effect_table(found, effects))):

@@ -29,6 +29,8 @@ def quick(graph, generator="unet"):
         inputs = node["inputs"]
         if "steps" in inputs:
             inputs["steps"] = QUICK
+        if isinstance(inputs.get("samples"), int):      # of readings
+            inputs["samples"] = min(inputs["samples"], QUICK)
         if node["class_type"] == "LodestarLoadDemoModel":
             inputs["model"] = generator
     return graph
