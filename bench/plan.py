@@ -46,8 +46,8 @@ def use(path, **values):
 class Setup:
     """One way to sample. prompts: "captions", "empty", "colourless" or "placed" (two objects, no place), "regional" (the
     objects are in the regions' prompts alone), "graph" (like "placed", with the scenes' relations for a layout), "edit" (captions with another colour
-    for the first object, each sampled beside its own caption with the same noise), "styled", "together", "moved", "crossed" (bench.references: pictures that look
-    at another one); task: "sample" or "inversion"; steps: None takes the bench's;
+    for the first object, each sampled beside its own caption with the same noise), "styled", "together", "moved", "crossed", "hole" (bench.references: pictures
+    that look at another one); task: "sample", "inversion" or "inpaint" (the rest of the wanted picture is known); steps: None takes the bench's;
     size: side of the latent where it is not the trained one."""
 
     label: str

@@ -1,6 +1,7 @@
 """Measuring methods that look at another picture: which picture belongs to a case, and how far the sampled one agrees with it."""
 from __future__ import annotations
 
+import math
 import random
 import re
 from dataclasses import replace
@@ -10,10 +11,11 @@ import torch
 from ..demo.scenes import BACKGROUNDS, COLOURS, RELATIONS, SIZE, random_scene
 from . import layout
 
-KINDS = ("styled", "together", "moved", "crossed")
-METRICS = ("background", "palette", "structure", "background_together", "palette_together")
+KINDS = ("styled", "together", "moved", "crossed", "hole")
+METRICS = ("background", "palette", "structure", "background_together", "palette_together", "hole_error", "recovered")
 GROUP = 4          # pictures that are sampled together where they are to agree with each other
 LEVELS = 5         # per channel, of a palette: the backgrounds' greys lie in the middle of a level
+_MOVES = [(8, 0), (0, 8), (-8, 0), (0, -8), (4, 0), (0, 4), (-4, 0), (0, -4)]      # pixels; a latent cell is 4
 SEED = 40_001      # of the references; no seed of the training
 
 
@@ -21,9 +23,10 @@ def cases(found, kind):
     """Cases with their references (scenes); prompts name no background, so that it can only come from the reference.
 
     styled: another scene. together: none, GROUP pictures are sampled at once. moved: the scene before its objects changed places. crossed: `reference` has the places of
-    the objects, `appearance` their colours and the background elsewhere; the prompt names shapes and colours, no place.
+    the objects, `appearance` their colours and the background elsewhere; the prompt names shapes and colours, no place. hole: the scene moved by a few latent cells; its first
+    object is to be painted anew, after the reference alone.
     """
-    make = {"styled": _styled, "together": _together, "moved": _moved, "crossed": _crossed}[kind]
+    make = {"hole": _hole, "styled": _styled, "together": _together, "moved": _moved, "crossed": _crossed}[kind]
     return [make(c) for c in found]
 
 
@@ -58,6 +61,22 @@ def _crossed(case):
     return replace(case, scene=wanted, reference=replace(scene, caption=_silent(scene)), appearance=away)
 
 
+def _hole(case):
+    def inside(dx, dy):
+        return all(t.radius < t.x + dx < SIZE - t.radius and t.radius < t.y + dy < SIZE - t.radius for t in case.scene.things)
+    dx, dy = next((d for d in _MOVES[case.prompt % 4:] + _MOVES if inside(*d)), (0, 0))
+    return replace(case, reference=replace(case.scene, things=tuple(replace(t, x=t.x + dx, y=t.y + dy) for t in case.scene.things)))
+
+
+def holes(cases, size):
+    """[n, 1, size, size]: 1 in the cells around each case's first object, with a border of a cell."""
+    out = torch.zeros(len(cases), 1, size, size)
+    for i, c in enumerate(cases):
+        left, top, right, bottom = (v * size / SIZE for v in c.scene.things[0].box)
+        out[i, :, max(0, math.floor(top) - 1):math.ceil(bottom) + 1, max(0, math.floor(left) - 1):math.ceil(right) + 1] = 1
+    return out
+
+
 def reference_of(case, appearance=False):
     """The scene that a case's picture looks at; its own where it has none (for times)."""
     return (case.appearance if appearance and case.appearance is not None else case.reference) or case.scene
@@ -89,6 +108,12 @@ def values(metric, pictures, cases, readings, rendered):
         return torch.tensor([places(reference_of(c), r) for c, r in zip(cases, readings)])
     if metric == "palette":
         return shared_palette(palette(pictures), palette(rendered([reference_of(c, True) for c in cases])))
+    if metric == "hole_error":
+        holed = holes(cases, SIZE // 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        away = (pictures.clamp(0, 1) - rendered([c.scene for c in cases]).clamp(0, 1)).square().mean(1, keepdim=True)
+        return ((away * holed).sum((1, 2, 3)) / holed.sum((1, 2, 3))).sqrt()
+    if metric == "recovered":
+        return torch.tensor([float(any((s.colour, s.shape) == (c.scene.things[0].colour, c.scene.things[0].shape) for s in r.things)) for c, r in zip(cases, readings)])
     own = palette(pictures)
     likeness = (lambda i, j: float(readings[i].background == readings[j].background)) if metric == "background_together" else (lambda i, j: float(shared_palette(own[i], own[j])))
     others = [[j for j, d in enumerate(cases) if (d.group, d.seed) == (c.group, c.seed) and j != i] for i, c in enumerate(cases)]

@@ -66,7 +66,7 @@ def cases(prompts, seeds, kind="captions", task="sample"):
 
 def text_of(case, kind):
     """The prompt of a case."""
-    if kind in ("empty", "regional"):
+    if kind in ("empty", "regional", "hole"):
         return ""
     if kind in ("placed", "graph"):
         return layout.caption(case.scene)
@@ -215,7 +215,10 @@ class Subject:
                 guider = comfy.samplers.CFGGuider(self.guided(setup, batch))
                 guider.set_conds(positive, negative)
                 guider.set_cfg(setup.cfg)
-                out = guider.sample(noise, torch.zeros_like(noise), self.sampler(setup, batch), self.sigmas(steps), callback=callback, disable_pbar=True, seed=batch[0].seed)
+                latent, hole = torch.zeros_like(noise), None
+                if setup.task == "inpaint":
+                    latent, hole = self.target(batch), references.holes(batch, SHAPE[-1])
+                out = guider.sample(noise, latent, self.sampler(setup, batch), self.sigmas(steps), denoise_mask=hole, callback=callback, disable_pbar=True, seed=batch[0].seed)
             seconds = time.perf_counter() - begin
         if batch[0].source:      # the edited pictures, and behind their channels those that they were made from
             out = torch.cat((out[1::2], out[0::2]), 1)

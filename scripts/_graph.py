@@ -31,6 +31,7 @@ CORE = {
                                   ("out", "FLOAT", 1.0)), (("MODEL", "MODEL"),)),
 }
 CORE |= {
+    "SetLatentNoiseMask": ("Set Latent Noise Mask", (("samples", "LATENT", None), ("mask", "MASK", None)), (("LATENT", "LATENT"),)),
     "ImageOnlyCheckpointLoader": ("Image Only Checkpoint Loader (img2vid model)", (("ckpt_name", "COMBO", ""),),
                                   (("MODEL", "MODEL"), ("CLIP_VISION", "CLIP_VISION"), ("VAE", "VAE"))),
     "LoadImage": ("Load Image", (("image", "COMBO", "example.png"),), (("IMAGE", "IMAGE"), ("MASK", "MASK"))),

@@ -1,0 +1,137 @@
+"""CorrFill, Feature-Correspondence Guidance, attention shaping of adapters and Cocktail on small random networks of a real ComfyUI."""
+import pytest
+import torch
+
+pytest.importorskip("torch")
+
+IDS = {"corrfill": "LodestarCorrFill"}
+CASES = [pytest.param(n, k, marks=pytest.mark.method(i)) for n, i in IDS.items() for k in ("unet", "flux")]
+
+
+@pytest.fixture(scope="module")
+def lab(host):
+    """Networks, prompts, latents, and each method with values that act."""
+    import lodestar.tests.tiny as tiny
+    from lodestar.guidance import engine
+    from lodestar.guidance.attention.corrfill import CorrFill
+    from lodestar.guidance.host.attach import attach
+    from lodestar.guidance.host.features import wrappers
+
+    class Lab:
+        pass
+
+    lab = Lab()
+    lab.tiny, lab.attach, lab.engine, lab.modern = tiny, attach, engine, wrappers()
+    with torch.inference_mode():
+        lab.models = {"unet": tiny.unet()} | ({"flux": tiny.flux()} if lab.modern else {})
+        lab.positive, lab.negative, lab.other = tiny.prompt(1), tiny.prompt(2), tiny.prompt(3)
+    g = torch.Generator().manual_seed(9)
+    lab.latent = {"samples": torch.randn(1, 4, 8, 8, generator=g)}
+    lab.three = {"samples": torch.randn(3, 4, 8, 8, generator=g)}
+    lab.methods = {
+        "corrfill": lambda **k: CorrFill(**{"reference": lab.latent, "boost": 3.0, "optimise": 10.0, "dominant": 0, "outlier": 2.0, **k}),
+    }
+    lab.off = {"corrfill": {"strength": 0.0}}
+
+    def run(patcher, positive=None, **k):
+        with torch.inference_mode():
+            return tiny.sample(patcher, positive or lab.positive, lab.negative, **{"steps": 3, **k})
+
+    lab.run = run
+    lab.base = {kind: run(m, batch=2) for kind, m in lab.models.items()}
+    return lab
+
+
+def usable(lab, name, kind):
+    if kind not in lab.models:
+        pytest.skip("this host has no Flux")
+    if not lab.modern and name in ("corrfill",):
+        pytest.skip("this host evaluates no reference beside the prompts; test_old_hosts_say_so checks that it says so")
+
+
+def close(a, b, share=1e-4):
+    assert (a - b).abs().max() <= share * b.abs().max()
+
+
+@pytest.mark.parametrize("name,kind", CASES)
+def test_acts_by_entry_and_leaves_nothing(lab, name, kind):
+    """Off: bit-equal. On: finite, another picture, the same again (also after an interrupted run), a batch equals its entries alone."""
+    usable(lab, name, kind)
+    import comfy.sample
+    plain = lab.models[kind]
+    assert torch.equal(lab.run(lab.attach(plain, lab.methods[name](**lab.off[name])), batch=2), lab.base[kind])
+    model = lab.attach(plain, lab.methods[name]())
+    first = lab.run(model, batch=2)
+    assert torch.isfinite(first).all() and (first - lab.base[kind]).abs().max() > 1e-3
+
+    class Stop(Exception):
+        pass
+
+    def stop(step, *rest):
+        raise Stop
+    with torch.inference_mode(), pytest.raises(Stop):
+        comfy.sample.sample(model, torch.randn(1, 4, 8, 8), 3, 4.0, "euler", "normal", lab.positive, lab.negative, torch.zeros(1, 4, 8, 8), callback=stop, disable_pbar=True, seed=0)
+    assert torch.equal(lab.run(model, batch=2), first)
+    for i in range(2):
+        close(lab.run(model, seed=i), first[i:i + 1])
+    assert torch.equal(lab.run(plain, batch=2), lab.base[kind])
+
+
+@pytest.mark.parametrize("name,kind", CASES)
+def test_among_other_methods_and_masks(lab, name, kind):
+    usable(lab, name, kind)
+    from lodestar.guidance.attention.nag import NormalizedAttentionGuidance
+    from lodestar.guidance.perturbation.pag import PerturbedAttentionGuidance
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, :32] = 1
+    masked = [[lab.positive[0][0], {**lab.positive[0][1], "mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0}]]
+    model = lab.models[kind]
+    for method in (PerturbedAttentionGuidance(scale=1.0), NormalizedAttentionGuidance(negative=lab.other, scale=3.0), lab.methods[name]()):
+        model = lab.attach(model, method)
+    out = lab.run(model, positive=masked, batch=2, steps=2)
+    assert torch.isfinite(out).all()
+    close(lab.run(model, positive=masked, seed=1, steps=2), out[1:], 1e-3)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.method(i)) for n, i in IDS.items()])
+def test_half_precision(lab, name):
+    usable(lab, name, "unet")
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.inference_mode():
+            model = lab.attach(lab.tiny.unet(dtype=dtype), lab.methods[name]())
+        assert torch.isfinite(lab.run(model, steps=2)).all()
+
+
+# CorrFill
+
+@pytest.mark.method("LodestarCorrFill")
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_corrfill_without_steering_is_reference_attention(lab, kind):
+    usable(lab, "corrfill", kind)
+    from lodestar.guidance.attention.reference_attention import ReferenceAttention
+    same = lab.attach(lab.models[kind], ReferenceAttention(reference=lab.latent, fidelity=0.0, strength=1.5))
+    plain = lab.attach(lab.models[kind], lab.methods["corrfill"](boost=0.0, hide=False, optimise=0.0, negative_rows="same", strength=1.5))
+    assert torch.equal(lab.run(plain, batch=2), lab.run(same, batch=2))
+
+
+@pytest.mark.method("LodestarCorrFill")
+def test_corrfill_inside_a_hole_with_a_reference_for_each_entry(lab):
+    """Masked sampling: what is known stays, the hole changes; reference i serves entry i; two runs' votes do not meet."""
+    usable(lab, "corrfill", "unet")
+    hole = torch.zeros(1, 1, 8, 8)
+    hole[..., 2:6, 2:6] = 1
+    known = lab.three["samples"][:2]
+    model = lab.attach(lab.models["unet"], lab.methods["corrfill"](reference={"samples": lab.three["samples"][1:]}))
+    out = lab.run(model, latent=known, denoise_mask=hole)
+    assert torch.allclose(out[..., :2, :], known[..., :2, :], atol=1e-5)
+    assert (out - lab.run(lab.models["unet"], latent=known, denoise_mask=hole))[..., 2:6, 2:6].abs().max() > 1e-3
+    own = lab.attach(lab.models["unet"], lab.methods["corrfill"](reference={"samples": lab.three["samples"][2:]}))
+    close(lab.run(own, latent=known[1:], denoise_mask=hole, seed=1), out[1:])
+
+
+@pytest.mark.method("LodestarCorrFill")
+def test_old_hosts_say_so(lab):
+    if lab.modern:
+        pytest.skip("for hosts without wrappers")
+    with pytest.raises(ValueError, match="December 2024"):
+        lab.run(lab.attach(lab.models["unet"], lab.methods["corrfill"]()))
