@@ -77,7 +77,7 @@ class CorrespondingKeys(AttentionEdit):
 class CorrFill(Edit, Steer):
     """Fills a hole after a reference that shows the same scene from elsewhere: attention says which places correspond, and is then held to it.
 
-        out = softmax([Q K^T, Q K_r^T + B] / ...) [V, V_r]                in self-attention of the picture's rows, r the reference
+        out = softmax([Q K^T, Q K_r^T] / sqrt d + [0, ln strength + B]) [V, V_r]    in self-attention of the picture's rows, r the reference
         votes += relu(A - median A),  A = mean over heads of the weights of the reference's tokens      over `layers` and all steps so far
         m(i) = argmax votes(i), without points of the reference that more than `dominant` places chose, smoothed over discs of `smooth`, without outliers
         B_ij = boost f within `near` tokens of m(i);  -inf elsewhere and around rejected matches where `hide`;  0 for places without a match

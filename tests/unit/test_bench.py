@@ -79,7 +79,7 @@ def test_references_of_cases():
     """The reference of each kind holds what its metric looks for, and the prompt does not tell it."""
     for kind in references.KINDS:
         for c in subject.cases(8, 1, kind):
-            assert "background" not in c.scene.caption and (c.group == c.prompt // references.GROUP) == (kind == "together")
+            assert "background" not in subject.text_of(c, kind) and (c.group == c.prompt // references.GROUP) == (kind == "together")
             if kind == "moved":
                 assert c.scene.relation in c.scene.caption and scenes.holds(c.scene.relation, *c.scene.things) and scenes.holds(c.reference.relation, *c.reference.things)
                 assert c.scene.relation != c.reference.relation
