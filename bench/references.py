@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 
 from ..demo.scenes import BACKGROUNDS, COLOURS, RELATIONS, SIZE, random_scene
-from . import layout
+from . import layout, stats
 
-KINDS = ("styled", "together", "moved", "crossed", "hole")
-METRICS = ("background", "palette", "structure", "background_together", "palette_together", "hole_error", "recovered")
+KINDS = ("styled", "together", "moved", "crossed", "hole", "viewed")
+METRICS = ("background", "palette", "structure", "background_together", "palette_together", "hole_error", "recovered", "view_ssim", "view_error")
 GROUP = 4          # pictures that are sampled together where they are to agree with each other
 LEVELS = 5         # per channel, of a palette: the backgrounds' greys lie in the middle of a level
 _MOVES = [(8, 0), (0, 8), (-8, 0), (0, -8), (4, 0), (0, 4), (-4, 0), (0, -4)]      # pixels; a latent cell is 4
@@ -24,9 +24,9 @@ def cases(found, kind):
 
     styled: another scene. together: none, GROUP pictures are sampled at once. moved: the scene before its objects changed places. crossed: `reference` has the places of
     the objects, `appearance` their colours and the background elsewhere; the prompt names shapes and colours, no place. hole: the scene moved by a few latent cells; its first
-    object is to be painted anew, after the reference alone.
+    object is to be painted anew, after the reference alone. viewed: the scene itself, which is to be seen from where `camera` has moved.
     """
-    make = {"hole": _hole, "styled": _styled, "together": _together, "moved": _moved, "crossed": _crossed}[kind]
+    make = {"hole": _hole, "styled": _styled, "together": _together, "moved": _moved, "crossed": _crossed, "viewed": _viewed}[kind]
     return [make(c) for c in found]
 
 
@@ -66,6 +66,16 @@ def _hole(case):
         return all(t.radius < t.x + dx < SIZE - t.radius and t.radius < t.y + dy < SIZE - t.radius for t in case.scene.things)
     dx, dy = next((d for d in _MOVES[case.prompt % 4:] + _MOVES if inside(*d)), (0, 0))
     return replace(case, reference=replace(case.scene, things=tuple(replace(t, x=t.x + dx, y=t.y + dy) for t in case.scene.things)))
+
+
+def _viewed(case):
+    return replace(case, scene=replace(case.scene, caption=_silent(case.scene)), reference=case.scene)
+
+
+def camera():
+    """The Warp of a camera that has come nearer and moved to the right."""
+    from ..guidance.attention.warps import view_warp
+    return view_warp(torch.ones(1, SIZE, SIZE), forward=0.25, right=0.12)
 
 
 def holes(cases, size):
@@ -114,6 +124,9 @@ def values(metric, pictures, cases, readings, rendered):
         return ((away * holed).sum((1, 2, 3)) / holed.sum((1, 2, 3))).sqrt()
     if metric == "recovered":
         return torch.tensor([float(any((s.colour, s.shape) == (c.scene.things[0].colour, c.scene.things[0].shape) for s in r.things)) for c, r in zip(cases, readings)])
+    if metric in ("view_ssim", "view_error"):
+        wanted = camera().apply(rendered([c.reference for c in cases]))
+        return stats.ssim(pictures, wanted) if metric == "view_ssim" else (pictures.clamp(0, 1) - wanted.clamp(0, 1)).square().mean((1, 2, 3)).sqrt()
     own = palette(pictures)
     likeness = (lambda i, j: float(readings[i].background == readings[j].background)) if metric == "background_together" else (lambda i, j: float(shared_palette(own[i], own[j])))
     others = [[j for j, d in enumerate(cases) if (d.group, d.seed) == (c.group, c.seed) and j != i] for i, c in enumerate(cases)]

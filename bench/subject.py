@@ -150,6 +150,8 @@ class Subject:
             return {"samples": self.rendered([references.reference_of(c, text == "$appearance") for c in batch])}
         if text in ("$reference_words", "$appearance_words"):
             return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
+        if text == "$camera":
+            return references.camera()
         if text == "$empty":
             return self.encode([""])
         if text == "$structured":

@@ -4,7 +4,7 @@ import torch
 
 pytest.importorskip("torch")
 
-IDS = {"corrfill": "LodestarCorrFill"}
+IDS = {"corrfill": "LodestarCorrFill", "features": "LodestarFeatureCorrespondenceGuidance"}
 CASES = [pytest.param(n, k, marks=pytest.mark.method(i)) for n, i in IDS.items() for k in ("unet", "flux")]
 
 
@@ -13,7 +13,9 @@ def lab(host):
     """Networks, prompts, latents, and each method with values that act."""
     import lodestar.tests.tiny as tiny
     from lodestar.guidance import engine
+    from lodestar.guidance.attention import warps
     from lodestar.guidance.attention.corrfill import CorrFill
+    from lodestar.guidance.attention.feature_correspondence import FeatureCorrespondenceGuidance
     from lodestar.guidance.host.attach import attach
     from lodestar.guidance.host.features import wrappers
 
@@ -28,10 +30,12 @@ def lab(host):
     g = torch.Generator().manual_seed(9)
     lab.latent = {"samples": torch.randn(1, 4, 8, 8, generator=g)}
     lab.three = {"samples": torch.randn(3, 4, 8, 8, generator=g)}
+    lab.warp = warps.view_warp(torch.ones(1, 8, 8), forward=0.2, right=0.1)
     lab.methods = {
         "corrfill": lambda **k: CorrFill(**{"reference": lab.latent, "boost": 3.0, "optimise": 10.0, "dominant": 0, "outlier": 2.0, **k}),
+        "features": lambda **k: FeatureCorrespondenceGuidance(**{"warp": lab.warp, "reference": lab.latent, "scale": 0.2, "normalise": "unit rms", **k}),
     }
-    lab.off = {"corrfill": {"strength": 0.0}}
+    lab.off = {"corrfill": {"strength": 0.0}, "features": {"scale": 0.0}}
 
     def run(patcher, positive=None, **k):
         with torch.inference_mode():
@@ -45,7 +49,7 @@ def lab(host):
 def usable(lab, name, kind):
     if kind not in lab.models:
         pytest.skip("this host has no Flux")
-    if not lab.modern and name in ("corrfill",):
+    if not lab.modern and name in ("corrfill", "features"):
         pytest.skip("this host evaluates no reference beside the prompts; test_old_hosts_say_so checks that it says so")
 
 
@@ -129,9 +133,33 @@ def test_corrfill_inside_a_hole_with_a_reference_for_each_entry(lab):
     close(lab.run(own, latent=known[1:], denoise_mask=hole, seed=1), out[1:])
 
 
-@pytest.mark.method("LodestarCorrFill")
-def test_old_hosts_say_so(lab):
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.method(IDS[n])) for n in ("corrfill", "features")])
+def test_old_hosts_say_so(lab, name):
     if lab.modern:
         pytest.skip("for hosts without wrappers")
     with pytest.raises(ValueError, match="December 2024"):
-        lab.run(lab.attach(lab.models["unet"], lab.methods["corrfill"]()))
+        lab.run(lab.attach(lab.models["unet"], lab.methods[name]()))
+
+
+# Feature-Correspondence Guidance
+
+@pytest.mark.method("LodestarFeatureCorrespondenceGuidance")
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_the_features_of_the_same_picture_steer_nowhere(lab, kind):
+    """No movement, and a reference that is the sampled state itself: L = 0, which is its least."""
+    usable(lab, "features", kind)
+    from lodestar.guidance.attention import warps
+    zero = {"samples": torch.zeros(1, 4, 8, 8)}      # an empty latent under the run's noise is the first state itself
+    still = lab.methods["features"](warp=warps.view_warp(torch.ones(1, 8, 8)), reference=zero, normalise="none", scale=1.0)
+    close(lab.run(lab.attach(lab.models[kind], still), steps=1, batch=2), lab.run(lab.models[kind], steps=1, batch=2))
+    assert lab.engine.REPORTS[-2].by_kind["reference"] == 1
+
+
+@pytest.mark.method("LodestarFeatureCorrespondenceGuidance")
+def test_one_reference_serves_its_keys_and_its_features(lab):
+    """Mutual Self-Attention with the same reference has the same rows."""
+    usable(lab, "features", "unet")
+    from lodestar.guidance.attention.mutual import MutualSelfAttention
+    model = lab.attach(lab.models["unet"], MutualSelfAttention(reference=lab.latent, start_percent=0.0, negative_rows="same"))
+    assert torch.isfinite(lab.run(lab.attach(model, lab.methods["features"]()))).all()
+    assert lab.engine.REPORTS[-1].by_kind["reference"] == 3
