@@ -1,13 +1,19 @@
 """What is measured for the methods that follow correspondences between two pictures, and for Cocktail."""
+from .methods_regions import placed
 from .plan import Claim, Comparison, Cost, Entry, Setup, use
 
+DECOUPLED = "attention.decoupled_prompt:DecoupledPrompt"
 FEATURES = "attention.feature_correspondence:FeatureCorrespondenceGuidance"
+SHAPING = "attention.adapter_shaping:AdapterAttentionShaping"
+WEIGHTING = "attention.spatial_weighting:SpatialPromptWeighting"
 CORRFILL = "attention.corrfill:CorrFill"
 
 _HOLE = dict(prompts="hole", task="inpaint")
 _HOLED = ("hole_error", "recovered", "clipped", "evaluations")
 _VIEWED = ("view_ssim", "view_error", "accuracy", "clipped", "evaluations")
 _seen = dict(warp="$camera", reference="$reference", reference_prompt="$reference_words", end_percent=1.0)
+_TOLD = ("accuracy", "binding_errors", "frechet", "clipped", "std_ratio", "evaluations")
+_second = use(DECOUPLED, second="$caption")
 
 
 ENTRIES = (
@@ -23,6 +29,22 @@ ENTRIES = (
     Entry(
         "LodestarFeatureCorrespondenceGuidance",      # 64 pixels: the scale is that of unit rms
         (Comparison(Setup("features of the moved view, w = 4", 4.0, (use(FEATURES, scale=0.5, normalise="unit rms", **_seen),), prompts="viewed"),
-                    Setup("CFG, w = 4, no view", 4.0, prompts="viewed"), (Claim("view_ssim", "higher"), Claim("view_error", "lower"), Claim("accuracy", "not lower", 0.15)), _VIEWED),),
+                    Setup("CFG, w = 4, no view", 4.0, prompts="viewed"), (Claim("view_ssim", "higher"), Claim("view_error", "lower")), _VIEWED),),
         (Cost("Feature-Correspondence Guidance", methods=(use(FEATURES, **_seen),)),)),
+    Entry(
+        "LodestarDecoupledPrompt",      # the second prompt says the colours that the first leaves out
+        (Comparison(Setup("Decoupled Prompt, strength 0.5", 4.0, (_second,), prompts="colourless"), Setup("CFG, w = 4, no colour named", 4.0, prompts="colourless"),
+                    (Claim("accuracy", "higher"),), _TOLD, generators=("unet",)),),
+        (Cost("Decoupled Prompt", methods=(use(DECOUPLED, second="$forbidden"),), limit=1.2),)),
+    Entry(
+        "LodestarAdapterAttentionShaping",      # no adapter is bundled: a second prompt in the place of one
+        (Comparison(Setup("shaped second prompt", 4.0, (use(SHAPING), _second), prompts="colourless"), Setup("Decoupled Prompt, strength 0.5", 4.0, (_second,), prompts="colourless"),
+                    (Claim("accuracy", "higher"),), _TOLD, "power", ("unet",)),
+         Comparison(Setup("shaped second prompt, soft mask", 4.0, (use(SHAPING, mode="soft mask", shaped=0.7, quantile=0.65), _second), prompts="colourless"),
+                    Setup("Decoupled Prompt, strength 0.5", 4.0, (_second,), prompts="colourless"), (Claim("accuracy", "higher"),), _TOLD, "soft mask", ("unet",))),
+        (Cost("Adapter Attention Shaping, with a second prompt", methods=(use(SHAPING), use(DECOUPLED, second="$forbidden"))),)),
+    Entry(
+        "LodestarSpatialPromptWeighting",
+        (placed("Spatial Prompt Weighting", use(WEIGHTING, regions="$words"), (Claim("iou", "higher"), Claim("in_box", "higher"))),),
+        (Cost("Spatial Prompt Weighting", methods=(use(WEIGHTING, regions="$words"),), peer=r"(?i)paint.?with.?words|cocktail", limit=1.3),)),
 )

@@ -5,7 +5,7 @@ string: "$weak" (a weakened copy of the generator), "$target" (a target loss per
 (wanted boxes with the words and prompts of two objects; "$words" without the prompts), "$graph" (the boxes that a scene graph of their relation gives), "$structured" (the structured
 embedding of each caption), "$pair" (the tokens of an edit that changes words in their places), "$reference", "$appearance" (LATENTs of the scenes that pictures look at;
 "$reference_words", "$appearance_words" their prompts), "$empty" (the prompt without text), "$camera" (the warp of
-bench.references.camera).
+bench.references.camera), "$caption" (the whole captions as a conditioning).
 """
 from __future__ import annotations
 

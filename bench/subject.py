@@ -152,6 +152,8 @@ class Subject:
             return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
         if text == "$camera":
             return references.camera()
+        if text == "$caption":
+            return self.encode([c.scene.caption for c in batch])
         if text == "$empty":
             return self.encode([""])
         if text == "$structured":

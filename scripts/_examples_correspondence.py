@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ._examples import CFG, SEED, SIZE, STEPS, Scene
+from ._examples import CFG, SEED, SIZE, STEPS, Scene, guided
+from ._examples_regions import dense
 
 
 def _corrfill(definitions, definition, name):
@@ -25,4 +26,38 @@ def _corrfill(definitions, definition, name):
     return g
 
 
-OWN = {"LodestarCorrFill": _corrfill}
+def _features(definitions, definition, name):
+    scene = Scene(definitions, "Feature-Correspondence Guidance: a picture seen by a camera that has come nearer and moved to the right. Above with the node, below without, then the old "
+                               "view and the old view warped.", prompt="a red circle left of a blue square")
+    g = scene.graph
+    old = scene.sample(title="Makes the old view")
+    warp = g.add("LodestarViewWarp", width=SIZE, height=SIZE, forward=0.25, right=0.1)[0]
+    model = g.add(definition.node_id, model=scene.model, warp=warp, reference=old, scale=1.0, normalise="unit rms")[0]
+    scene.save(scene.sample(model, seed=SEED + 1, title="With the node"), name, "With the node")
+    scene.save(scene.sample(seed=SEED + 1, title="Without it"), f"{name}_without", "Without it")
+    scene.save(old, f"{name}_old", "The old view")
+    warped = g.add("LodestarApplyWarp", warp=warp, image=scene.decode(old))
+    g.add("SaveImage", "The old view, warped", images=warped[1], filename_prefix=f"lodestar/{name}_warped")
+    return g
+
+
+COLOURLESS = "a circle left of a square"
+
+
+def _second(definitions, definition, name):
+    return guided(definitions, definition, name, prompt=COLOURLESS, extra="a red circle left of a blue square")
+
+
+def _shaping(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} No adapter is bundled: a second prompt with an attention of its own stands in for one. Above with the node, below "
+                               "without.", prompt=COLOURLESS)
+    g = scene.graph
+    text = g.add("CLIPTextEncode", "Second prompt", text="a red circle left of a blue square", clip=scene.clip)[0]
+    model = g.add("LodestarDecoupledPrompt", model=g.add(definition.node_id, model=scene.model)[0], second=text)[0]
+    scene.save(scene.sample(model, title="With the node"), name, "With the node")
+    scene.save(scene.sample(g.add("LodestarDecoupledPrompt", model=scene.model, second=text)[0], title="Without it"), f"{name}_without", "Without it")
+    return g
+
+
+OWN = {"LodestarCorrFill": _corrfill, "LodestarFeatureCorrespondenceGuidance": _features, "LodestarDecoupledPrompt": _second, "LodestarAdapterAttentionShaping": _shaping,
+       "LodestarSpatialPromptWeighting": dense}

@@ -5,7 +5,9 @@ import torch
 pytest.importorskip("torch")
 
 IDS = {"corrfill": "LodestarCorrFill", "features": "LodestarFeatureCorrespondenceGuidance"}
-CASES = [pytest.param(n, k, marks=pytest.mark.method(i)) for n, i in IDS.items() for k in ("unet", "flux")]
+IDS |= {"second": "LodestarDecoupledPrompt", "shaping": "LodestarAdapterAttentionShaping", "weighting": "LodestarSpatialPromptWeighting"}
+CROSS = ("second", "shaping")      # methods for networks with cross-attention
+CASES = [pytest.param(n, k, marks=pytest.mark.method(i)) for n, i in IDS.items() for k in (("unet",) if n in CROSS else ("unet", "flux"))]
 
 
 @pytest.fixture(scope="module")
@@ -14,8 +16,12 @@ def lab(host):
     import lodestar.tests.tiny as tiny
     from lodestar.guidance import engine
     from lodestar.guidance.attention import warps
+    from lodestar.guidance.attention.adapter_shaping import AdapterAttentionShaping
+    from lodestar.guidance.attention.decoupled_prompt import DecoupledPrompt
     from lodestar.guidance.attention.corrfill import CorrFill
     from lodestar.guidance.attention.feature_correspondence import FeatureCorrespondenceGuidance
+    from lodestar.guidance.attention.regions import Region, Regions
+    from lodestar.guidance.attention.spatial_weighting import SpatialPromptWeighting
     from lodestar.guidance.host.attach import attach
     from lodestar.guidance.host.features import wrappers
 
@@ -31,11 +37,16 @@ def lab(host):
     lab.latent = {"samples": torch.randn(1, 4, 8, 8, generator=g)}
     lab.three = {"samples": torch.randn(3, 4, 8, 8, generator=g)}
     lab.warp = warps.view_warp(torch.ones(1, 8, 8), forward=0.2, right=0.1)
+    lab.regions = Regions((Region(boxes=((0, 0, 0.5, 1),), words="w", tokens=(1, 2)), Region(boxes=((0.5, 0.25, 0.4, 0.6),), words="w", tokens=(3,), weight=2.0)), length=6, spans=((1, 5),))
     lab.methods = {
         "corrfill": lambda **k: CorrFill(**{"reference": lab.latent, "boost": 3.0, "optimise": 10.0, "dominant": 0, "outlier": 2.0, **k}),
         "features": lambda **k: FeatureCorrespondenceGuidance(**{"warp": lab.warp, "reference": lab.latent, "scale": 0.2, "normalise": "unit rms", **k}),
+        "second": lambda **k: DecoupledPrompt(**{"second": lab.other, **k}),
+        "shaping": lambda **k: AdapterAttentionShaping(**{"decoder": "2", "encoder": "0.5", **k}),
+        "weighting": lambda **k: SpatialPromptWeighting(**{"regions": lab.regions, **k}),
     }
-    lab.off = {"corrfill": {"strength": 0.0}, "features": {"scale": 0.0}}
+    lab.off = {"corrfill": {"strength": 0.0}, "features": {"scale": 0.0}, "second": {"strength": 0.0}, "shaping": {"strength": 0.0}, "weighting": {"strength": 0.0}}
+    adapter(lab, host)
 
     def run(patcher, positive=None, **k):
         with torch.inference_mode():
@@ -44,6 +55,34 @@ def lab(host):
     lab.run = run
     lab.base = {kind: run(m, batch=2) for kind, m in lab.models.items()}
     return lab
+
+
+def adapter(lab, host):
+    """The U-Net with an image adapter as other packs attach them: a replacement of cross-attention that adds attention to tokens of its own, to the positive rows alone."""
+    import math
+    g = torch.Generator().manual_seed(4)
+    tokens = {width: (torch.randn(1, 4, width, generator=g), torch.randn(1, 4, width, generator=g)) for width in (32, 64)}
+
+    def attach_adapter(model, shape=lambda a, stage: a):
+        def replaced(q, k, v, extra):
+            heads, width = extra["n_heads"], q.shape[-1]
+            split = lambda t: t.expand(q.shape[0], -1, -1).view(q.shape[0], -1, heads, width // heads).transpose(1, 2)
+            sdpa = torch.nn.functional.scaled_dot_product_attention
+            out = sdpa(split(q), split(k), split(v))
+            if extra["block"][0] != "middle" and shape is not None and getattr(shape, "written", False):
+                a = (split(q) @ split(tokens[width][0]).transpose(-1, -2) / math.sqrt(width // heads)).softmax(-1)
+                extra_out = shape(a, extra["block"][0]) @ split(tokens[width][1])
+            else:
+                extra_out = sdpa(split(q), split(tokens[width][0]), split(tokens[width][1]))
+            size = q.shape[0] // len(extra["cond_or_uncond"])
+            rows = torch.tensor([float(c == 0) for c in extra["cond_or_uncond"] for _ in range(size)]).view(-1, 1, 1, 1)
+            return (out + 0.8 * rows * extra_out).transpose(1, 2).flatten(2)
+        model = model.clone()
+        for block in (("input", 1), ("input", 2), ("input", 3), ("input", 4), ("middle", 0), *(("output", i) for i in range(4))):
+            model.set_model_attn2_replace(replaced, *block)
+        return model
+    lab.adapter = attach_adapter
+    lab.plain = lambda name, kind: attach_adapter(lab.models[kind]) if name == "shaping" else lab.models[kind]
 
 
 def usable(lab, name, kind):
@@ -62,11 +101,12 @@ def test_acts_by_entry_and_leaves_nothing(lab, name, kind):
     """Off: bit-equal. On: finite, another picture, the same again (also after an interrupted run), a batch equals its entries alone."""
     usable(lab, name, kind)
     import comfy.sample
-    plain = lab.models[kind]
-    assert torch.equal(lab.run(lab.attach(plain, lab.methods[name](**lab.off[name])), batch=2), lab.base[kind])
+    plain = lab.plain(name, kind)
+    base = lab.run(plain, batch=2) if name == "shaping" else lab.base[kind]
+    assert torch.equal(lab.run(lab.attach(plain, lab.methods[name](**lab.off[name])), batch=2), base)
     model = lab.attach(plain, lab.methods[name]())
     first = lab.run(model, batch=2)
-    assert torch.isfinite(first).all() and (first - lab.base[kind]).abs().max() > 1e-3
+    assert torch.isfinite(first).all() and (first - base).abs().max() > 1e-3
 
     class Stop(Exception):
         pass
@@ -78,7 +118,7 @@ def test_acts_by_entry_and_leaves_nothing(lab, name, kind):
     assert torch.equal(lab.run(model, batch=2), first)
     for i in range(2):
         close(lab.run(model, seed=i), first[i:i + 1])
-    assert torch.equal(lab.run(plain, batch=2), lab.base[kind])
+    assert torch.equal(lab.run(plain, batch=2), base)
 
 
 @pytest.mark.parametrize("name,kind", CASES)
@@ -89,7 +129,7 @@ def test_among_other_methods_and_masks(lab, name, kind):
     mask = torch.zeros(1, 64, 64)
     mask[:, :, :32] = 1
     masked = [[lab.positive[0][0], {**lab.positive[0][1], "mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0}]]
-    model = lab.models[kind]
+    model = lab.plain(name, kind)
     for method in (PerturbedAttentionGuidance(scale=1.0), NormalizedAttentionGuidance(negative=lab.other, scale=3.0), lab.methods[name]()):
         model = lab.attach(model, method)
     out = lab.run(model, positive=masked, batch=2, steps=2)
@@ -103,6 +143,7 @@ def test_half_precision(lab, name):
     for dtype in (torch.bfloat16, torch.float16):
         with torch.inference_mode():
             model = lab.attach(lab.tiny.unet(dtype=dtype), lab.methods[name]())
+            model = lab.attach(model, lab.methods["second"]()) if name == "shaping" else model
         assert torch.isfinite(lab.run(model, steps=2)).all()
 
 
@@ -163,3 +204,33 @@ def test_one_reference_serves_its_keys_and_its_features(lab):
     model = lab.attach(lab.models["unet"], MutualSelfAttention(reference=lab.latent, start_percent=0.0, negative_rows="same"))
     assert torch.isfinite(lab.run(lab.attach(model, lab.methods["features"]()))).all()
     assert lab.engine.REPORTS[-1].by_kind["reference"] == 3
+
+
+# Adapters
+
+@pytest.mark.method("LodestarAdapterAttentionShaping")
+def test_a_foreign_adapter_is_shaped_as_one_that_shapes_itself(lab):
+    """In front of the adapter and behind it; the middle and the prompt's attention stay. Without an adapter, and on joint attention, an error says so."""
+    def own(a, stage):
+        return ((0.5 if stage == "input" else 2.0) * a ** 1.3).clamp(max=10)
+    own.written = True
+    wanted = lab.run(lab.adapter(lab.models["unet"], own), batch=2)
+    shaping = lab.methods["shaping"]()
+    close(lab.run(lab.attach(lab.adapter(lab.models["unet"]), shaping), batch=2), wanted)
+    close(lab.run(lab.adapter(lab.attach(lab.models["unet"], shaping)), batch=2), wanted)
+    with pytest.raises(ValueError, match="no adapter"):
+        lab.run(lab.attach(lab.models["unet"], shaping))
+    if "flux" in lab.models:
+        with pytest.raises(ValueError, match="those of U-Nets"):
+            lab.attach(lab.models["flux"], shaping)
+
+
+@pytest.mark.method("LodestarDecoupledPrompt")
+def test_a_decoupled_prompt_says_where_it_has_no_meaning_and_is_shaped(lab):
+    second = lab.methods["second"]()
+    plain = lab.run(lab.attach(lab.models["unet"], second), batch=2)
+    shaped = lab.run(lab.attach(lab.attach(lab.models["unet"], lab.methods["shaping"]()), second), batch=2)
+    assert (shaped - plain).abs().max() > 1e-3
+    if "flux" in lab.models:
+        with pytest.raises(ValueError, match="one attention"):
+            lab.attach(lab.models["flux"], second)
