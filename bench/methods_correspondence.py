@@ -6,6 +6,7 @@ DECOUPLED = "attention.decoupled_prompt:DecoupledPrompt"
 FEATURES = "attention.feature_correspondence:FeatureCorrespondenceGuidance"
 SHAPING = "attention.adapter_shaping:AdapterAttentionShaping"
 WEIGHTING = "attention.spatial_weighting:SpatialPromptWeighting"
+NORM = "attention.control_norm:ControlNorm"
 CORRFILL = "attention.corrfill:CorrFill"
 
 _HOLE = dict(prompts="hole", task="inpaint")
@@ -47,4 +48,9 @@ ENTRIES = (
         "LodestarSpatialPromptWeighting",
         (placed("Spatial Prompt Weighting", use(WEIGHTING, regions="$words"), (Claim("iou", "higher"), Claim("in_box", "higher"))),),
         (Cost("Spatial Prompt Weighting", methods=(use(WEIGHTING, regions="$words"),), peer=r"(?i)paint.?with.?words|cocktail", limit=1.3),)),
+    Entry(
+        "LodestarControlNorm",      # no ControlNet is bundled: without one nothing changes
+        (Comparison(Setup("ControlNorm, no ControlNet", 4.0, (use(NORM),)), Setup("CFG, w = 4", 4.0), (Claim("ssim", "at least", 1.0), Claim("evaluations", "ratio at most", 1.0)),
+                    ("ssim", "evaluations"), generators=("unet",)),),
+        (Cost("ControlNorm, no ControlNet", methods=(use(NORM),), limit=1.02),)),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._examples import CFG, SEED, SIZE, STEPS, Scene, guided
 from ._examples_regions import dense
+from ._graph import Graph
 
 
 def _corrfill(definitions, definition, name):
@@ -59,5 +60,18 @@ def _shaping(definitions, definition, name):
     return g
 
 
-OWN = {"LodestarCorrFill": _corrfill, "LodestarFeatureCorrespondenceGuidance": _features, "LodestarDecoupledPrompt": _second, "LodestarAdapterAttentionShaping": _shaping,
+def _control(definitions, definition, name):
+    g = Graph(definitions, f"{definition.title}: {definition.description} Needs a checkpoint of SD1.5, a ControlNet, the projections trained for it, and a picture of your own.")
+    load = g.add("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")
+    texts = [g.add("CLIPTextEncode", title, text=text, clip=load[1])[0] for title, text in (("Positive prompt", "a house by a lake"), ("Negative prompt", ""))]
+    control = g.add("ControlNetLoader", control_net_name="control_v11p_sd15_canny_fp16.safetensors")
+    found = g.add("ControlNetApplyAdvanced", positive=texts[0], negative=texts[1], control_net=control[0], image=g.add("LoadImage")[0])
+    model = g.add(definition.node_id, model=load[0], weights=g.add("LodestarLoadControlNorm")[0])
+    samples = g.add("KSampler", model=model[0], seed=SEED, steps=STEPS, cfg=7.0, sampler_name="euler", scheduler="normal", positive=found[0], negative=found[1],
+                    latent_image=g.add("EmptyLatentImage")[0])
+    g.add("SaveImage", "The picture", images=g.add("VAEDecode", samples=samples[0], vae=load[2])[0], filename_prefix=f"lodestar/{name}")
+    return g
+
+
+OWN = {"LodestarControlNorm": _control, "LodestarCorrFill": _corrfill, "LodestarFeatureCorrespondenceGuidance": _features, "LodestarDecoupledPrompt": _second, "LodestarAdapterAttentionShaping": _shaping,
        "LodestarSpatialPromptWeighting": dense}

@@ -234,3 +234,75 @@ def test_a_decoupled_prompt_says_where_it_has_no_meaning_and_is_shaped(lab):
     if "flux" in lab.models:
         with pytest.raises(ValueError, match="one attention"):
             lab.attach(lab.models["flux"], second)
+
+
+# ControlNorm
+
+@pytest.mark.method("LodestarControlNorm")
+def test_control_norm_takes_the_place_of_the_addition(lab):
+    """Strength 0 is no control; without weights it is the addition; trained projections do what a network with residuals of twice the channels does; a batch equals its entries."""
+    import comfy.controlnet
+    from lodestar.guidance.attention.control_norm import ControlNorm, parse
+    places = {"middle": ((64, 4),), "output": ((64, 4), (32, 4), (32, 8), (32, 8))}      # (channels, side) of the skip connection of each output block
+    g = torch.Generator().manual_seed(6)
+    state, residuals = {}, {}
+    for place, sizes in places.items():
+        for i, (c, n) in enumerate(sizes):
+            state[f"{place}.{i}.weight"] = torch.randn(2 * c, c, generator=g) / c ** 0.5
+            residuals[place, i] = torch.randn(1, c, n, n, generator=g) * 0.5
+    weights = parse(state)
+
+    class Control(comfy.controlnet.ControlBase):
+        wide = False
+
+        def get_control(self, x, t, cond, batched_number, *rest):
+            def one(place, i):
+                r = residuals[place, i]
+                r = torch.einsum("oc,nchw->nohw", weights.projections[place, i][0], r) if self.wide else r
+                return (r * x.abs().mean((1, 2, 3), keepdim=True).clamp(max=1)).to(x)
+            return {"middle": [one("middle", 0)], "output": [one("output", i) for i in reversed(range(4))], "input": []}
+
+        def copy(self):
+            return self
+
+        def get_models(self):
+            return []
+
+        def pre_run(self, *args):
+            pass
+
+        def cleanup(self):
+            pass
+
+    def run(method=None, wide=False, **k):
+        control = Control()
+        control.wide = wide
+        positive = [[lab.positive[0][0], {**lab.positive[0][1], "control": control, "control_apply_to_uncond": True}]]
+        return lab.run(lab.models["unet"] if method is None else lab.attach(lab.models["unet"], method), positive=positive, **k)
+    plain = run(batch=2)
+    assert (plain - lab.base["unet"]).abs().max() > 1e-3
+    assert torch.equal(run(ControlNorm(), batch=2), plain)
+    assert torch.equal(run(ControlNorm(strength=0.0, weights=weights), batch=2), lab.base["unet"])
+    trained = run(ControlNorm(weights=weights), batch=2)
+    assert torch.isfinite(trained).all() and (trained - plain).abs().max() > 1e-3
+    close(run(ControlNorm(), wide=True, batch=2), trained, 1e-3)
+    close(run(ControlNorm(weights=weights), seed=1), trained[1:], 1e-3)
+    assert torch.equal(run(batch=2), plain)
+    with pytest.raises(ValueError, match="middle.0 for 2 channels"):
+        run(ControlNorm(weights=parse({"middle.0.weight": torch.zeros(4, 2)})))
+    if "flux" in lab.models:
+        with pytest.raises(ValueError, match="U-Net"):
+            lab.attach(lab.models["flux"], ControlNorm())
+
+
+@pytest.mark.method("LodestarControlNorm")
+def test_control_norm_files(tmp_path, monkeypatch):
+    from lodestar.guidance.host import weight_files
+    from lodestar.nodes.control import NODES
+    from safetensors.torch import save_file
+    folders = weight_files._folders()
+    monkeypatch.setitem(folders.folder_names_and_paths, "controlnet", ([str(tmp_path)], {".safetensors"}))
+    save_file({"middle.0.weight": torch.zeros(4, 2)}, str(tmp_path / "norm.safetensors"))
+    assert NODES[0].run("norm.safetensors")[0].projections["middle", 0][0].shape == (4, 2)
+    with pytest.raises(ValueError, match="Load ControlNorm: file = 'absent.safetensors'.*models/controlnet"):
+        NODES[0].run("absent.safetensors")

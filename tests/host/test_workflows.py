@@ -13,9 +13,9 @@ from lodestar.guidance.catalogue import ROOT, WORKFLOWS
 
 API = sorted((ROOT / WORKFLOWS / "api").glob("*.json"))
 QUICK = 4
-REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI"}      # what the host from PyPI cannot do, and says so
-ONLY_UNET = ("model_pair_guidance", "freeu", "pladis")      # a weaker model made by a node for U-Nets; skip connections; cross-attention
-NEEDS_WEIGHTS = ("temporal_attention_temperature",)         # runs with a model that does not come with the pack (a video U-Net)
+REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI", "corrfill": "December 2024", "feature_correspondence_guidance": "December 2024"}      # what the host from PyPI cannot do, and says so
+ONLY_UNET = ("model_pair_guidance", "freeu", "pladis", "decoupled_prompt", "adapter_attention_shaping")      # a weaker model made by a node for U-Nets; skip connections; cross-attention
+NEEDS_WEIGHTS = ("temporal_attention_temperature", "controlnorm")         # run with models that do not come with the pack (a video U-Net, a ControlNet)
 
 
 def load(path):
