@@ -12,7 +12,7 @@ _start, _end = window("the second prompt acts")
 
 @dataclass(frozen=True)
 class SecondText(AttentionEdit):
-    """The edit: attention to the second prompt's tokens, by the network's own keys and values, is added."""
+    """The edit: attention is mixed with that to the second prompt's tokens, by the network's own keys and values."""
 
     texts: tuple = ()
     weight: float = 1.0
@@ -26,19 +26,20 @@ class SecondText(AttentionEdit):
     def apply(self, site, q, k, v, attend):
         pairs = site.extra["texts"].get(self) if site.extra else None
         out = attend(q, k, v)
-        return out if pairs is None else out + self.weight * site.extra["plain"](q, *pairs[0])
+        return out if pairs is None else out + self.weight * (site.extra["plain"](q, *pairs[0]) - out)
 
 
 @dataclass(frozen=True)
 class DecoupledPrompt(Edit):
     """Shows the model a second prompt beside the first, each with a softmax of its own, so that neither takes attention from the other.
 
-        out = softmax(Q K^T / sqrt d) V + strength softmax(Q K_2^T / sqrt d) V_2          in attention to the text of the positive rows
+        out = (1 - strength) softmax(Q K^T / sqrt d) V + strength softmax(Q K_2^T / sqrt d) V_2          in attention to the text of the positive rows
 
-    This is how image adapters enter (IP-Adapter), with the model's own keys and values of any conditioning in place of trained ones: what is said twice weighs more, what is said in the second
-    alone colours the picture without taking part in the first one's softmax. Adapter Attention Shaping, put in front of this node, shapes its maps.
+    This is the decoupled attention by which image adapters enter (IP-Adapter), with the model's own keys and values of any conditioning in place of trained ones. An adapter's part is trained to be
+    added; that of a prompt is as large as the first one's, and is mixed with it. At 1 the second prompt replaces the first in attention. Adapter Attention Shaping, put in front of
+    this node, shapes its maps.
 
-    Defaults: strength 0.5 (adapters: 0.5 to 1; the two prompts' outputs add up, so that 1 doubles what both say).
+    Defaults: strength 0.5 (no value in the paper).
     Limits: U-Nets and networks with cross-attention: joint attention has no softmax of the text alone. Paper: Ye et al., "IP-Adapter", arXiv 2308.06721. Cost: one more attention to the text.
     """
 
@@ -50,7 +51,7 @@ class DecoupledPrompt(Edit):
     evaluations = "0 (one more cross-attention a layer)"
 
     second: Any = socket("CONDITIONING", "The second prompt.")
-    strength: float = param(0.5, "Weight of the attention to the second prompt; 0 switches the node off.", -2.0, 3.0, 0.05)
+    strength: float = param(0.5, "Share of the attention to the second prompt; 0 switches the node off.", 0.0, 1.0, 0.05)
     start_percent: float = _start
     end_percent: float = _end
     layers: str = param("all", "Layers that see it, e.g. all, output.", advanced=True)

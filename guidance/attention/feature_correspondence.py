@@ -36,8 +36,12 @@ class _Watch:
     def references(self):
         return (self.reference,)
 
+    def notes(self, site):
+        """The list that the step's distances go into, None while no gradient is taken."""
+        return None if site.step is None else site.step.maps.get(("feature correspondence", self.reference))
+
     def note(self, site, view, old):
-        found = None if site.step is None else site.step.maps.get(("feature correspondence", self.reference))
+        found = self.notes(site)
         if found is None:
             return
         if view.shape[1:] != old.shape[1:]:
@@ -69,6 +73,8 @@ class WatchedValues(_Watch, AttentionEdit):
     any_text = True
 
     def apply(self, site, q, k, v, attend):
+        if self.notes(site) is None:
+            return attend(q, k, v)
         if site.frames > 1 or not site.height:
             raise BadInput("Feature-Correspondence Guidance", "model", "a video", "Views are single pictures.")
         found, count = sharing.seen(site, self.reference, q, k, v), site.height * site.width

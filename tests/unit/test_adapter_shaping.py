@@ -135,12 +135,12 @@ def test_rows_steps_and_a_missing_adapter():
 @pytest.mark.method("LodestarDecoupledPrompt")
 def test_a_second_prompt_has_a_softmax_of_its_own_and_can_be_shaped():
     second, plain = Prompt([], "second"), lambda q, k, v: F.scaled_dot_product_attention(q, k, v)
-    edit = SecondText("all", (second,), 0.8)
+    edit = SecondText("all", (second,), 0.25)
     site = Site("cross", Layer("output", 1), 3, 4, batch=2, extra={"texts": {edit: ((KA, VA),)}, "plain": plain})
-    torch.testing.assert_close(edit.apply(site, Q, K, V, plain), adapter(Q, K, V))
+    torch.testing.assert_close(edit.apply(site, Q, K, V, plain), 0.75 * plain(Q, K, V) + 0.25 * plain(Q, KA, VA))
     assert torch.equal(edit.apply(Site("cross", None, extra=None), Q, K, V, plain), plain(Q, K, V))
     both = chain((ShapedAdapter(), edit), site, plain)(Q, K, V)
-    torch.testing.assert_close(both, plain(Q, K, V) + 0.8 * (1.45 * maps() ** 1.3 @ VA), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both, 0.75 * plain(Q, K, V) + 0.25 * (1.45 * maps() ** 1.3 @ VA), rtol=1e-4, atol=1e-5)
     assert DecoupledPrompt(strength=0.0).neutral()
     with pytest.raises(BadInput, match="one attention"):
         DecoupledPrompt(second=[]).fitted(SimpleNamespace(geometry=Geometry("flux", (Layer("double", 0, attentions=("joint",)),)), network="Flux"))
