@@ -121,7 +121,7 @@ def test_acts_by_entry_and_leaves_nothing(lab, name, kind):
     assert torch.equal(lab.run(plain, batch=2), base)
 
 
-@pytest.mark.parametrize("name,kind", CASES)
+@pytest.mark.parametrize("name,kind", [c for c in CASES if c.values[1] == "unet"])
 def test_among_other_methods_and_masks(lab, name, kind):
     usable(lab, name, kind)
     from lodestar.guidance.attention.nag import NormalizedAttentionGuidance
@@ -193,7 +193,7 @@ def test_the_features_of_the_same_picture_steer_nowhere(lab, kind):
     zero = {"samples": torch.zeros(1, 4, 8, 8)}      # an empty latent under the run's noise is the first state itself
     still = lab.methods["features"](warp=warps.view_warp(torch.ones(1, 8, 8)), reference=zero, normalise="none", scale=1.0)
     close(lab.run(lab.attach(lab.models[kind], still), steps=1, batch=2), lab.run(lab.models[kind], steps=1, batch=2))
-    assert lab.engine.REPORTS[-2].by_kind["reference"] == 1
+    assert lab.engine.REPORTS[-1].by_kind["reference"] == 1
 
 
 @pytest.mark.method("LodestarFeatureCorrespondenceGuidance")
