@@ -41,9 +41,9 @@ ENTRIES = (
         "LodestarAdapterAttentionShaping",      # no adapter is bundled: a second prompt in the place of one
         (Comparison(Setup("shaped second prompt", 4.0, (use(SHAPING), _second), prompts="colourless"), Setup("Decoupled Prompt, strength 0.5", 4.0, (_second,), prompts="colourless"),
                     (Claim("accuracy", "higher"),), _TOLD, "power", ("unet",)),
-         Comparison(Setup("shaped second prompt, soft mask", 4.0, (use(SHAPING, mode="soft mask", shaped=0.7, quantile=0.65), _second), prompts="colourless"),
+         Comparison(Setup("shaped second prompt, soft mask", 4.0, (use(SHAPING, mode="soft mask", quantile=0.65), _second), prompts="colourless"),
                     Setup("Decoupled Prompt, strength 0.5", 4.0, (_second,), prompts="colourless"), (Claim("accuracy", "higher"),), _TOLD, "soft mask", ("unet",))),
-        (Cost("Adapter Attention Shaping, with a second prompt", methods=(use(SHAPING), use(DECOUPLED, second="$forbidden"))),)),
+        (Cost("Adapter Attention Shaping, with a second prompt", methods=(use(SHAPING), use(DECOUPLED, second="$forbidden")), heavy=False),)),
     Entry(
         "LodestarSpatialPromptWeighting",
         (placed("Spatial Prompt Weighting", use(WEIGHTING, regions="$words"), (Claim("iou", "higher"), Claim("in_box", "higher"))),),

@@ -301,7 +301,8 @@ def test_control_norm_files(tmp_path, monkeypatch):
     from lodestar.nodes.control import NODES
     from safetensors.torch import save_file
     folders = weight_files._folders()
-    monkeypatch.setitem(folders.folder_names_and_paths, "controlnet", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setattr(folders, "get_filename_list", lambda folder: ["norm.safetensors"] if folder == "controlnet" else [])
+    monkeypatch.setattr(folders, "get_full_path", lambda folder, name: str(tmp_path / name) if name == "norm.safetensors" else None)
     save_file({"middle.0.weight": torch.zeros(4, 2)}, str(tmp_path / "norm.safetensors"))
     assert NODES[0].run("norm.safetensors")[0].projections["middle", 0][0].shape == (4, 2)
     with pytest.raises(ValueError, match="Load ControlNorm: file = 'absent.safetensors'.*models/controlnet"):
