@@ -39,10 +39,10 @@ ENTRIES = (
         (Cost("Decoupled Prompt", methods=(use(DECOUPLED, second="$forbidden"),), limit=1.2),)),
     Entry(
         "LodestarAdapterAttentionShaping",      # no adapter is bundled: a second prompt in the place of one
-        (Comparison(Setup("shaped second prompt", 4.0, (use(SHAPING), _second), prompts="colourless"), Setup("Decoupled Prompt, strength 0.5", 4.0, (_second,), prompts="colourless"),
+        (Comparison(Setup("shaped second prompt, w = 1.5", 1.5, (use(SHAPING), _second), prompts="colourless"), Setup("Decoupled Prompt, w = 1.5", 1.5, (_second,), prompts="colourless"),
                     (Claim("accuracy", "higher"),), _TOLD, "power", ("unet",)),
-         Comparison(Setup("shaped second prompt, soft mask", 4.0, (use(SHAPING, mode="soft mask", quantile=0.65), _second), prompts="colourless"),
-                    Setup("Decoupled Prompt, strength 0.5", 4.0, (_second,), prompts="colourless"), (Claim("accuracy", "higher"),), _TOLD, "soft mask", ("unet",))),
+         Comparison(Setup("shaped second prompt, soft mask, w = 1.5", 1.5, (use(SHAPING, mode="soft mask", quantile=0.65), _second), prompts="colourless"),
+                    Setup("Decoupled Prompt, w = 1.5", 1.5, (_second,), prompts="colourless"), (Claim("accuracy", "higher"),), _TOLD, "soft mask", ("unet",))),
         (Cost("Adapter Attention Shaping, with a second prompt", methods=(use(SHAPING), use(DECOUPLED, second="$forbidden")), heavy=False),)),
     Entry(
         "LodestarSpatialPromptWeighting",

@@ -50,13 +50,13 @@ def _second(definitions, definition, name):
 
 
 def _shaping(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: {definition.description} No adapter is bundled: a second prompt with an attention of its own stands in for one. Above with the node, below "
+    scene = Scene(definitions, f"{definition.title}: {definition.description} No adapter is bundled: a second prompt with an attention of its own stands in for one, at a low cfg as few-step models have it. Above with the node, below "
                                "without.", prompt=COLOURLESS)
     g = scene.graph
     text = g.add("CLIPTextEncode", "Second prompt", text="a red circle left of a blue square", clip=scene.clip)[0]
     model = g.add("LodestarDecoupledPrompt", model=g.add(definition.node_id, model=scene.model)[0], second=text)[0]
-    scene.save(scene.sample(model, title="With the node"), name, "With the node")
-    scene.save(scene.sample(g.add("LodestarDecoupledPrompt", model=scene.model, second=text)[0], title="Without it"), f"{name}_without", "Without it")
+    scene.save(scene.sample(model, cfg=1.5, title="With the node"), name, "With the node")
+    scene.save(scene.sample(g.add("LodestarDecoupledPrompt", model=scene.model, second=text)[0], cfg=1.5, title="Without it"), f"{name}_without", "Without it")
     return g
 
 
