@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import layout, stats
+from . import layout, references, stats
 from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
@@ -20,16 +20,21 @@ class Measured:
         self.before = latents[:, SHAPE[0]:]      # of the pictures that were edited
         self.pictures = subject.pictures(self.latents)
         self.main = [i for i, c in enumerate(cases) if not c.extra]
-        self.groups = [cases[i].prompt for i in self.main]
+        self.groups = [cases[i].prompt if cases[i].group < 0 else -1 - cases[i].group for i in self.main]
         self.features = bench_judge.network.features(self.pictures)
         self.reference, self.mean_contrast = bench_judge.held_out(setup.prompts)
-        self._judged = None
+        self._judged = self._readings = None
+
+    def readings(self):
+        """What the measuring network sees in each picture."""
+        if self._readings is None:
+            self._readings = self.judge.network.decode(self.pictures[self.main])
+        return self._readings
 
     def judged(self, name):
         if self._judged is None:
-            readings = self.judge.network.decode(self.pictures[self.main])
             self._judged = [judge(self.cases[i].scene, r) | {"forbidden": any(t.colour == self.cases[i].forbidden for t in r.things)}
-                            | (layout.placed(self.cases[i], r) if self.cases[i].layout >= 0 else {}) for i, r in zip(self.main, readings)]
+                            | (layout.placed(self.cases[i], r) if self.cases[i].layout >= 0 else {}) for i, r in zip(self.main, self.readings())]
         return torch.tensor([float(j[name]) for j in self._judged])
 
     def values(self, metric, base=None):
@@ -48,6 +53,8 @@ class Measured:
         if metric == "ssim":
             return stats.ssim(pictures, base.pictures[base.main])
         found = [self.cases[i] for i in self.main]
+        if metric in references.METRICS:
+            return references.values(metric, pictures, found, self.readings(), lambda scenes: self.subject.pictures(self.subject.rendered(scenes)))
         source = self.subject.target(found)
         if metric in ("target_distance", "round_trip"):
             return (self.latents[self.main] - source).square().mean((1, 2, 3)).sqrt()

@@ -3,7 +3,9 @@
 Everything is plain data, so that finished results can be found again by a setup's text. Values that only a run can make are named by a
 string: "$weak" (a weakened copy of the generator), "$target" (a target loss per picture), "$forbidden" (the conditioning of the colour not wanted), "$regions"
 (wanted boxes with the words and prompts of two objects; "$words" without the prompts), "$graph" (the boxes that a scene graph of their relation gives), "$structured" (the structured
-embedding of each caption), "$pair" (the tokens of an edit that changes words in their places).
+embedding of each caption), "$pair" (the tokens of an edit that changes words in their places), "$reference", "$appearance" (LATENTs of the scenes that pictures look at;
+"$reference_words", "$appearance_words" their prompts), "$empty" (the prompt without text), "$camera" (the warp of
+bench.references.camera), "$caption" (the whole captions as a conditioning).
 """
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def use(path, **values):
 class Setup:
     """One way to sample. prompts: "captions", "empty", "colourless" or "placed" (two objects, no place), "regional" (the
     objects are in the regions' prompts alone), "graph" (like "placed", with the scenes' relations for a layout), "edit" (captions with another colour
-    for the first object, each sampled beside its own caption with the same noise); task: "sample" or "inversion"; steps: None takes the bench's;
+    for the first object, each sampled beside its own caption with the same noise), "styled", "together", "moved", "crossed", "hole", "viewed" (bench.references: pictures
+    that look at another one); task: "sample", "inversion" or "inpaint" (the rest of the wanted picture is known); steps: None takes the bench's;
     size: side of the latent where it is not the trained one."""
 
     label: str

@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import layout
+from . import layout, references
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -27,7 +27,8 @@ SHAPE = (16, 16, 16)
 @dataclass(frozen=True)
 class Case:
     """One picture to make. `extra`: only for diversity. `forbidden`: the colour that is not wanted, where prompts name none. `layout`: number of the wanted
-    boxes (bench.layout), where prompts name no place. `source`: the caption before an edit, whose picture is sampled beside it."""
+    boxes (bench.layout), where prompts name no place. `source`: the caption before an edit, whose picture is sampled beside it. `reference`, `appearance`: scenes
+    that the picture looks at, `group`: the number of those that are sampled together (bench.references)."""
 
     scene: object
     prompt: int
@@ -36,6 +37,9 @@ class Case:
     forbidden: str = ""
     layout: int = -1
     source: str = ""
+    reference: object = None
+    appearance: object = None
+    group: int = -1
 
     def noise(self, size=None):
         shape = SHAPE if size is None else (SHAPE[0], size, size)
@@ -57,12 +61,12 @@ def cases(prompts, seeds, kind="captions", task="sample"):
         found = [replace(c, scene=s, source=before) for c in found for s, before in (layout.edited(c.scene),)]
     if kind == "graph":
         found = [replace(c, layout=RELATIONS.index(c.scene.relation)) for c in found]
-    return found
+    return references.cases(found, kind) if kind in references.KINDS else found
 
 
 def text_of(case, kind):
     """The prompt of a case."""
-    if kind in ("empty", "regional"):
+    if kind in ("empty", "regional", "hole"):
         return ""
     if kind in ("placed", "graph"):
         return layout.caption(case.scene)
@@ -73,10 +77,10 @@ def text_of(case, kind):
 
 
 def groups_of(found, size):
-    """Batches of at most `size` cases that share their forbidden colour and their layout."""
+    """Batches of at most `size` cases that share their forbidden colour, their layout and their group."""
     by = {}
     for c in found:
-        by.setdefault((c.extra, c.forbidden, c.layout), []).append(c)
+        by.setdefault((c.extra, c.forbidden, c.layout, c.group, c.seed if c.group >= 0 else 0), []).append(c)
     return [b[i:i + size] for b in by.values() for i in range(0, len(b), size)]
 
 
@@ -119,9 +123,13 @@ class Subject:
         found = [self._encoded[t] for t in texts]
         return [[torch.cat([f[0] for f in found]), {"pooled_output": torch.cat([f[1] for f in found])}]]
 
+    def rendered(self, scenes):
+        """Latents [n, 16, 16, 16] of scenes."""
+        return code_of.encode(torch.stack([render(s) for s in scenes]), self.code)
+
     def target(self, batch):
         """Latents [n, 16, 16, 16] of the pictures that the captions of a batch describe."""
-        return code_of.encode(torch.stack([render(c.scene) for c in batch]), self.code)
+        return self.rendered([c.scene for c in batch])
 
     def value(self, text, batch):
         """What a "$name" in a Use stands for."""
@@ -138,6 +146,16 @@ class Subject:
             from ..guidance.attention.prompt_to_prompt import Pair
             size = self.encode([""])[0][0].shape[1]
             return Pair(torch.eye(size), torch.ones(size), torch.ones(size))      # the edits change words in their places
+        if text in ("$reference", "$appearance"):
+            return {"samples": self.rendered([references.reference_of(c, text == "$appearance") for c in batch])}
+        if text in ("$reference_words", "$appearance_words"):
+            return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
+        if text == "$camera":
+            return references.camera()
+        if text == "$caption":
+            return self.encode([c.scene.caption for c in batch])
+        if text == "$empty":
+            return self.encode([""])
         if text == "$structured":
             return layout.structured_of(self, [text_of(c, "captions") for c in batch])
         if text == "$graph":
@@ -201,7 +219,10 @@ class Subject:
                 guider = comfy.samplers.CFGGuider(self.guided(setup, batch))
                 guider.set_conds(positive, negative)
                 guider.set_cfg(setup.cfg)
-                out = guider.sample(noise, torch.zeros_like(noise), self.sampler(setup, batch), self.sigmas(steps), callback=callback, disable_pbar=True, seed=batch[0].seed)
+                latent, hole = torch.zeros_like(noise), None
+                if setup.task == "inpaint":
+                    latent, hole = self.target(batch), references.holes(batch, SHAPE[-1])
+                out = guider.sample(noise, latent, self.sampler(setup, batch), self.sigmas(steps), denoise_mask=hole, callback=callback, disable_pbar=True, seed=batch[0].seed)
             seconds = time.perf_counter() - begin
         if batch[0].source:      # the edited pictures, and behind their channels those that they were made from
             out = torch.cat((out[1::2], out[0::2]), 1)

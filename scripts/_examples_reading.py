@@ -6,7 +6,8 @@ from ._examples import PROMPT, SEED, STEPS, Scene, guided
 from ._graph import Graph
 
 # examples with models that do not come with the pack, and what their picture says
-NEEDS_WEIGHTS = {"temporal_attention_temperature": "Temporal Attention Temperature\n\nThis example needs\nStable Video Diffusion\n(svd.safetensors)."}
+NEEDS_WEIGHTS = {"temporal_attention_temperature": "Temporal Attention Temperature\n\nThis example needs\nStable Video Diffusion\n(svd.safetensors).",
+                 "controlnorm": "ControlNorm\n\nThis example needs a checkpoint\nand two ControlNets for it."}
 
 
 def _entropy(definitions, definition, name):

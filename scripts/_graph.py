@@ -31,6 +31,12 @@ CORE = {
                                   ("out", "FLOAT", 1.0)), (("MODEL", "MODEL"),)),
 }
 CORE |= {
+    "ControlNetLoader": ("Load ControlNet Model", (("control_net_name", "COMBO", ""),), (("CONTROL_NET", "CONTROL_NET"),)),
+    "ControlNetApplyAdvanced": ("Apply ControlNet", (
+        ("positive", "CONDITIONING", None), ("negative", "CONDITIONING", None), ("control_net", "CONTROL_NET", None), ("image", "IMAGE", None), ("strength", "FLOAT", 1.0),
+        ("start_percent", "FLOAT", 0.0), ("end_percent", "FLOAT", 1.0)), (("CONDITIONING", "positive"), ("CONDITIONING", "negative"))),
+    "CheckpointLoaderSimple": ("Load Checkpoint", (("ckpt_name", "COMBO", ""),), (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"))),
+    "SetLatentNoiseMask": ("Set Latent Noise Mask", (("samples", "LATENT", None), ("mask", "MASK", None)), (("LATENT", "LATENT"),)),
     "ImageOnlyCheckpointLoader": ("Image Only Checkpoint Loader (img2vid model)", (("ckpt_name", "COMBO", ""),),
                                   (("MODEL", "MODEL"), ("CLIP_VISION", "CLIP_VISION"), ("VAE", "VAE"))),
     "LoadImage": ("Load Image", (("image", "COMBO", "example.png"),), (("IMAGE", "IMAGE"), ("MASK", "MASK"))),

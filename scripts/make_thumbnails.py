@@ -71,11 +71,15 @@ def main(arguments=None):
         return 2
     folder = ROOT / WORKFLOWS
     names = names or [n for n in graphs if not (folder / f"{n}.jpg").is_file()]
-    if names:
+    told, run = [n for n in names if n in NEEDS_WEIGHTS], [n for n in names if n not in NEEDS_WEIGHTS]
+    for n in told:
+        written([NEEDS_WEIGHTS[n]]).save(folder / f"{n}.jpg", quality=QUALITY)
+        print(f"{n}.jpg", flush=True)
+    if run:
         with Server(host) as server:
             client = Client(server.url, server.alive)
-            for n in names:
-                (written([NEEDS_WEIGHTS[n]]) if n in NEEDS_WEIGHTS else picture(client, graphs[n])).save(folder / f"{n}.jpg", quality=QUALITY)
+            for n in run:
+                picture(client, graphs[n]).save(folder / f"{n}.jpg", quality=QUALITY)
                 print(f"{n}.jpg", flush=True)
     for left in folder.glob("*.jpg"):
         if left.stem not in graphs:

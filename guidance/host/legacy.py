@@ -14,7 +14,7 @@ import torch
 from .. import engine
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE
-from . import attention_hooks, block_hooks, features
+from . import attention_hooks, block_hooks, control_hooks, features
 from .attach import KEY, models_of, prompts_of
 from .calls import OPTION, Call, Session
 
@@ -130,6 +130,16 @@ class Hooks:
         return self._network(apply, args, c)
 
     def _network(self, apply, args, c):
+        call = c.get("transformer_options", {}).get(OPTION)
+        if call is None or c.get("control") is None:
+            return self._run(apply, args, c)
+        control, errors = control_hooks.wrapped(call, c["control"])
+        out = self._run(apply, args, {**c, "control": control})
+        if errors:
+            raise errors[0]
+        return out
+
+    def _run(self, apply, args, c):
         if self.earlier_network is not None:
             return self.earlier_network(apply, {**args, "c": c})
         return apply(args["input"], args["timestep"], **c)

@@ -10,7 +10,7 @@ from .. import engine
 from ..attention.edits import AttentionObserver
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE, Branch
-from . import attention_hooks, block_hooks, features, gradients, peers, prompts, references, unet_hooks
+from . import attention_hooks, block_hooks, control_hooks, features, gradients, peers, prompts, references, unet_hooks
 from .attach import KEY
 from .calls import OPTION, Call, Session
 
@@ -228,11 +228,14 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     shadow = attention_hooks.shadow_rows(call, options, x, roles) if c_crossattn is not None else None
     network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
     network = call.session.model.diffusion_model if network is None else network
+    control, errors = control_hooks.wrapped(call, control)
     with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network):
         if shadow is None:
             out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         else:
             out = executor(*shadow.expand(x, t, c_concat, c_crossattn, control, options), **shadow.expand_dict(kwargs))[:x.shape[0]]
+    if errors:
+        raise errors[0]
     attention_hooks.check_fired(call, options)
     return out
 

@@ -14,8 +14,10 @@ from lodestar.scripts._examples_reading import NEEDS_WEIGHTS
 
 API = sorted((ROOT / WORKFLOWS / "api").glob("*.json"))
 QUICK = 4
-REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI"}      # what the host from PyPI cannot do, and says so
-ONLY_UNET = ("model_pair_guidance", "freeu", "pladis")      # a weaker model made by a node for U-Nets; skip connections; cross-attention
+REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI", "corrfill": "December 2024",      # what the host from PyPI cannot do, and says so
+                   "feature_correspondence_guidance": "December 2024"}
+# a weaker model made by a node for U-Nets; skip connections; cross-attention
+ONLY_UNET = ("model_pair_guidance", "freeu", "pladis", "decoupled_prompt", "adapter_attention_shaping")
 
 
 def load(path):

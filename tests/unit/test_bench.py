@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from lodestar.bench import costs, plan, stats, store
+from lodestar.bench import costs, plan, references, stats, store, subject
+from lodestar.demo import measure, scenes
 
 
 def test_frechet_distance_of_gaussians_is_the_closed_form():
@@ -69,8 +70,35 @@ def test_every_method_of_the_table_exists_and_validates():
         for setup in [c.setup for c in entry.comparisons] + [c.base for c in entry.comparisons]:
             for used in setup.methods:
                 assert used.cls.node_id.startswith("Lodestar")
-                used.cls(**{k: v for k, v in used.values if not (isinstance(v, str) and v.startswith("$"))}).validate()
+                made = {"$reference": {"samples": torch.zeros(1, 16, 16, 16)}}      # what a method cannot do without
+                used.cls(**{k: made.get(v, v) if isinstance(v, str) else v for k, v in used.values if not (isinstance(v, str) and v.startswith("$") and v not in made)}).validate()
         assert entry.comparisons and node_id.startswith("Lodestar")
+
+
+def test_references_of_cases():
+    """The reference of each kind holds what its metric looks for, and the prompt does not tell it."""
+    for kind in references.KINDS:
+        for c in subject.cases(8, 1, kind):
+            assert "background" not in subject.text_of(c, kind) and (c.group == c.prompt // references.GROUP) == (kind == "together")
+            if kind == "moved":
+                assert c.scene.relation in c.scene.caption and scenes.holds(c.scene.relation, *c.scene.things) and scenes.holds(c.reference.relation, *c.reference.things)
+                assert c.scene.relation != c.reference.relation
+            if kind == "crossed":
+                own = measure.Reading("white", tuple(measure.Seen(t.colour, t.shape, t.size, t.x, t.y, t.radius, 1.0) for t in c.reference.things))
+                assert references.places(c.reference, own) == pytest.approx(1.0) and references.places(c.appearance, own) < 0.9
+                assert c.appearance.background != c.reference.background and {t.colour for t in c.scene.things} == {t.colour for t in c.appearance.things}
+    batches = subject.groups_of(subject.cases(8, 1, "together"), 16)
+    assert sorted(len({c.prompt for c in b if not c.extra}) for b in batches) == [4, 4]
+
+
+def test_palettes():
+    a = torch.zeros(1, 3, 8, 8)
+    b = torch.cat((torch.zeros(1, 3, 8, 4), torch.ones(1, 3, 8, 4)), 3)
+    assert references.shared_palette(references.palette(a), references.palette(torch.cat((a, b)))).tolist() == pytest.approx([1.0, 0.5])
+    group = subject.cases(4, 1, "together")
+    readings = [measure.Reading(g, ()) for g in ("white", "white", "white", "black")]
+    assert references.values("background_together", torch.cat((a, a, a, b)), group, readings, None).tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 0])
+    assert references.values("palette_together", torch.cat((a, a, a, b)), group, readings, None).tolist() == pytest.approx([5 / 6, 5 / 6, 5 / 6, 0.5])
 
 
 def test_merging_and_keeping(tmp_path):
