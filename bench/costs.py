@@ -153,7 +153,26 @@ def heavy_ways(name, patcher, prompt, shape, entries, options):
     return ways
 
 
-def measure(name, ways, options):
+def kernel_ways():
+    """Attention alone, on random queries and keys of one frame or three: Draft Attention against full attention, by number of tokens."""
+    import torch.nn.functional as F
+
+    from ..guidance.attention.draft import DraftAttention, Regions, part_size, sparse
+    method, ways = DraftAttention(), []
+    for frames, height, width in ((1, 32, 32), (1, 64, 64), (1, 96, 96), (3, 64, 64)):
+        count = frames * height * width
+        generator = torch.Generator().manual_seed(count)
+        q, k, v = (torch.randn(1, 4, count, 64, generator=generator).to(host.device()) for _ in range(3))
+        regions = Regions(frames, height, width, part_size(height, method.pool_height), part_size(width, method.pool_width))
+        base = f"full attention, {count} tokens"
+        ways.append(Timed(base, base, lambda q=q, k=k, v=v: 0 * len(F.scaled_dot_product_attention(q, k, v))))
+        for share in (0.1, 0.25, 0.5):
+            ways.append(Timed(f"Draft Attention, {share:g} kept, {count} tokens", base, lambda q=q, k=k, v=v, r=regions, s=share: 0 * len(sparse(q, k, v, r, s)),
+                              limit=1.0 if count >= method.least_tokens and share <= method.kept else None))
+    return ways
+
+
+def measure(name, ways, options, steps=None):
     """Times the ways of one network and returns their records."""
     bar = tqdm(total=len(ways) * (options.repeats + 1), desc=name, file=sys.stderr, unit="run", mininterval=1.0)
     try:
@@ -168,7 +187,7 @@ def measure(name, ways, options):
             continue
         ratio, low, high = ratios(way, bases[way.base])
         records.append({"label": way.label, "base": way.base, "ratio": round(ratio, 4), "low": round(low, 4), "high": round(high, 4),
-                        "seconds_per_step": round(statistics.median(way.seconds) / options.steps, 5), "evaluations": way.evaluations,
+                        "seconds_per_step": round(statistics.median(way.seconds) / (steps or options.steps), 5), "evaluations": way.evaluations,
                         "peak_bytes": way.peak, "limit": way.limit, "kept": None if way.limit is None else ratio <= way.limit})
     return records
 
@@ -191,6 +210,9 @@ def run(options, version):
             patcher, prompt, shape = build()
             networks[name] = measure(name, heavy_ways(name, patcher, prompt, shape, entries, options), options)
             del patcher
+    if options.kernels:
+        with torch.inference_mode():
+            networks["attention alone"] = measure("attention alone", kernel_ways(), options, 1)
     about = {"device": host.device_name(), "version": version, "steps": options.steps, "repeats": options.repeats, "batch": options.batch}
     path = options.out / "costs.json"
     old = store.read_json(path)

@@ -1,4 +1,4 @@
-"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`."""
+"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`."""
 from __future__ import annotations
 
 import argparse
@@ -34,9 +34,17 @@ def parser():
     c.add_argument("--repeats", type=_count(1), default=5, help="interleaved repeats (default 5)")
     c.add_argument("--sd15", action="store_true", help="also a random-weight U-Net of the size of SD1.5 (3.4 GB); with a GPU always")
     c.add_argument("--no-demo", action="store_true", help="leave the bundled models out")
+    c.add_argument("--kernels", action="store_true", help="also sparse attention against full attention, by number of tokens")
     c.add_argument("--peer", type=Path, action="append", default=[], help="another pack's checkout: its node for the same method is timed beside ours")
+    r = sub.add_parser("readings", help="readings of a given picture against the truth of rendered scenes", description="Writes docs/effects/readings.json and "
+                       "readings.md. Finished scenes are kept in the cache folder, so that an interrupted run goes on where it stopped.")
+    r.add_argument("methods", nargs="*", metavar="METHOD", help="node ids or parts of them (all readings without)")
+    r.add_argument("--scenes", type=_count(2), default=40, help="scenes per reading and model (default 40)")
+    r.add_argument("--generator", choices=("unet", "dit", "both"), default="both")
+    r.add_argument("--fresh", action="store_true", help="read again what is in the cache")
     for s in (e, c):
         s.add_argument("--batch", type=_count(1), default=16 if s is e else 4, help="pictures per batch")
+    for s in (e, c, r):
         s.add_argument("--out", type=Path, default=EFFECTS, help=argparse.SUPPRESS)
         s.add_argument("--cpu", action="store_true", help="don't use a GPU")
         s.add_argument("--threads", type=_count(1), help="CPU threads of the network")
@@ -58,6 +66,9 @@ def main(argv=None):
             from .effects import Bench
             bench = Bench(args, version)
             bench.models() if args.methods == ["models"] else bench.methods(args.methods)
+        elif args.what == "readings":
+            from .readings import run
+            run(args, version)
         else:
             from .costs import run
             run(args, version)

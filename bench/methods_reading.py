@@ -9,6 +9,7 @@ ENTROPY = "attention.entropy:AttentionEntropyScaling"
 PLADIS = "attention.pladis:PLADIS"
 FREEU = "attention.freeu:FreeU"
 DRAFT = "attention.draft:DraftAttention"
+CAPTURE = "inspection.attention_maps:CaptureAttention"
 
 _draft = dict(kept=0.5, pool_height=2, pool_width=2, least_tokens=0, layers="all")
 
@@ -33,4 +34,8 @@ ENTRIES = (
         (Comparison(Setup("half of the attention", 4.0, (use(DRAFT, **_draft),)), CFG, (Claim("ssim", "at least", 0.8), Claim("accuracy", "not lower", 0.1)),
                     CAPTION_METRICS + ("ssim",)),),
         (Cost("Draft, quarter kept", methods=(use(DRAFT, least_tokens=0, start_percent=0.0),)),)),
+    Entry(
+        "LodestarCaptureAttention",
+        (Comparison(Setup("read, w = 4", 4.0, (use(CAPTURE),)), CFG, (Claim("ssim", "at least", 1.0), Claim("evaluations", "ratio at most", 1.0)), ("ssim", "evaluations")),),
+        (Cost("Capture Attention", methods=(use(CAPTURE),), limit=1.2),)),
 )

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HELP = "web/docs"
 WORKFLOWS = "example_workflows"
 EFFECTS = ROOT / "docs" / "effects" / "effects.json"
+READINGS = ROOT / "docs" / "effects" / "readings.json"      # of nodes that read a picture and sample none, in the form of EFFECTS
 FIGURES = ("value", "low", "high", "claimed", "reached")
 
 
@@ -91,6 +92,15 @@ def load_effects(path=EFFECTS):
     return data.get("methods", data)
 
 
+def measured():
+    """Effects and readings together, as load_effects has them."""
+    found = {node_id: {generator: dict(metrics) for generator, metrics in generators.items()} for node_id, generators in load_effects().items()}
+    for node_id, generators in load_effects(READINGS).items():
+        for generator, metrics in generators.items():
+            found.setdefault(node_id, {}).setdefault(generator, {}).update(metrics)
+    return found
+
+
 def _effects(found):
     return {generator: {metric: {k: figures.get(k) for k in FIGURES} for metric, figures in metrics.items() if isinstance(figures, dict)}
             for generator, metrics in found.items() if isinstance(metrics, dict)}
@@ -122,7 +132,7 @@ def record(cls, definitions, tests, effects):
 
 def records():
     """The record of every method, sorted by family and title."""
-    definitions, tests, effects = nodes(), catalogue_tests.scan(ROOT / "tests"), load_effects()
+    definitions, tests, effects = nodes(), catalogue_tests.scan(ROOT / "tests"), measured()
     return sorted((record(c, definitions, tests, effects) for c in methods().values()), key=lambda r: (r["family"], r["title"]))
 
 

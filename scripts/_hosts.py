@@ -161,6 +161,12 @@ def pypi() -> Host:
     return inspect(target, "PyPI")
 
 
+def between(hosts: list[Host]) -> list[Host]:
+    """The checkouts that are neither the newest nor the oldest, nor the user's own."""
+    modern = sorted((h for h in hosts if h.kind == "modern"), key=_order)
+    return [h for h in modern[1:-1] if not h.users]
+
+
 def for_demo():
     """One host after the other until one works. A host named by the user is the only candidate."""
     found = present()

@@ -15,7 +15,7 @@ import _envs
 import _hosts
 import _process
 from _alias import ROOT
-from _process import EXIT_HOST, Failure, interruptible, note, run_forwarding
+from _process import EXIT_HOST, Failure, interruptible, note, run_forwarding, run_side_by_side
 
 MODULE = os.path.join(ROOT, "scripts", "_module.py")
 
@@ -104,16 +104,25 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str] | None, list[str]
     return options, unit or None, host or None
 
 
-def _pytest(python: str, paths: list[str], options: list[str], report: Path, env: dict) -> int:
+def _pytest(python: str, paths: list[str], options: list[str], report: Path, env: dict) -> list[str]:
+    """The command; `env` gets what it needs."""
     extra = _envs.pytest_path(python)
     if extra:
         env["PYTHONPATH"] = os.pathsep.join(p for p in (extra, env.get("PYTHONPATH")) if p)
-    command = [python, MODULE, "pytest", f"--rootdir={ROOT}", "-c", os.path.join(ROOT, "pyproject.toml"), f"--junitxml={report}", *options, *paths]
-    return run_forwarding(command, env, ROOT)
+    return [python, MODULE, "pytest", f"--rootdir={ROOT}", "-c", os.path.join(ROOT, "pyproject.toml"), f"--junitxml={report}", *options, *paths]
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
 
 
 def test(arguments: list[str]) -> int:
-    """Unit tests once, host tests once per host; a table and one line of totals at the end."""
+    """Unit tests once, host tests once per host, several at a time; a table and one line of totals at the end.
+
+    Hosts between the newest and the oldest run a part of the tests (tests/conftest.py), unless paths are named."""
     begin = time.monotonic()
     options, unit, host_paths = _split(arguments)
     hosts, missing = _hosts.for_tests()
@@ -133,19 +142,30 @@ def test(arguments: list[str]) -> int:
             tally.failed += 1
     if not prepared:
         raise Failure("No host could be set up, so nothing was tested.")
-    reports = Path(tempfile.mkdtemp(prefix="lodestar-reports-"))
+    reports, jobs = Path(tempfile.mkdtemp(prefix="lodestar-reports-")), []
+    named = any(os.path.exists(a.split("::")[0]) for a in arguments if not a.startswith("-"))
+    middle = [] if named else _hosts.between([h for h, _ in prepared])
+    many = len(prepared) > 1 and _cores() > 1
+    one = {"OMP_NUM_THREADS": "1"} if many else {}      # the tests' networks are small: a host on each core is faster than a core more for each
     try:
         if unit:
-            note("\n--- unit tests")
-            code = _pytest(prepared[0][1], unit, options, reports / "unit.xml", _environment(None))
-            rows.insert(0, ("unit tests", tally.read(reports / "unit.xml", code)))
-        for n, (host, python) in enumerate(prepared if host_paths else []):
-            note(f"\n--- {host}")
+            env = _environment(None, **one)
+            jobs.append(("unit tests", _pytest(prepared[0][1], unit, options, reports / "0.xml", env), env, reports / "0.log"))
+        for host, python in prepared if host_paths else []:
             page = _envs.frontend(host) if os.path.isdir(os.path.join(ROOT, "tests", "browser")) else None
-            more = {"LODESTAR_HOST_PAGE": page} if page else {}
-            report = reports / f"host-{n}.xml"
-            code = _pytest(python, host_paths, options, report, _environment(host, **more))
-            rows.append((str(host), tally.read(report, code)))
+            between = {"LODESTAR_HOST_BETWEEN": "1"} if host in middle else {}
+            env = _environment(host, **one, **between, **({"LODESTAR_HOST_PAGE": page} if page else {}))
+            name = f"{len(jobs)}"
+            jobs.append((f"{host}, in part" if between else str(host), _pytest(python, host_paths, options, reports / f"{name}.xml", env), env, reports / f"{name}.log"))
+        results = {}
+
+        def done(index, code):
+            results[index] = tally.read(reports / f"{index}.xml", code)
+            note(f"\n--- {jobs[index][0]}")
+            sys.stderr.write((reports / f"{index}.log").read_text(encoding="utf-8", errors="replace"))
+
+        run_side_by_side(jobs, _cores() if many else 1, done, ROOT)
+        rows[:0] = [(job[0], results[i]) for i, job in enumerate(jobs)]
     finally:
         shutil.rmtree(reports, ignore_errors=True)
     width = max(len(name) for name, _ in rows)

@@ -168,3 +168,28 @@ def run_forwarding(command, env: dict | None = None, cwd=None) -> int:
         raise
     finally:
         stop(process)
+
+
+def run_side_by_side(jobs, count: int, done, cwd=None, every: float = 60.0) -> None:
+    """Run [(title, command, env, log)] with at most `count` at a time, each one's output in its log; done(index, code) is called as each ends.
+    Every minute a line says what runs."""
+    waiting, running, begin, told = list(enumerate(jobs)), {}, time.monotonic(), time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < count:
+                index, (title, command, env, log) = waiting.pop(0)
+                note(f"{title} ...")
+                with open(log, "ab") as out:
+                    running[index] = spawn(command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=cwd)
+            time.sleep(0.2)
+            for index, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[index]
+                    stop(process)
+                    done(index, process.returncode)
+            if time.monotonic() - told >= every:
+                told = time.monotonic()
+                note(f"  {told - begin:.0f} s: " + "; ".join(f"{jobs[i][0]} {tail(jobs[i][3], 1)[-8:].strip()}" for i in running))
+    finally:
+        for process in running.values():
+            stop(process)

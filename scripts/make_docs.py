@@ -16,12 +16,13 @@ if not __package__:
     raise SystemExit(_main())
 
 import inspect
+import json
 import re
 
-from ..guidance.catalogue import HELP, ROOT, help_of, load_effects, nodes, records, workflow_of
+from ..guidance.catalogue import HELP, READINGS, ROOT, help_of, load_effects, measured, nodes, records, workflow_of
 from .make_workflows import stale, write
 
-README = "README.md"
+README, METHODS = "README.md", "docs/methods.md"
 FORMULA = re.compile(r"[\w'+|()^-]+ (=|<-) ")
 TOPIC = re.compile(r"(?:^|(?<=[.)] ))(Defaults?|Limits|Cost|Flow models|Papers?): ")
 
@@ -122,12 +123,58 @@ def method_table(found):
 
 
 def effect_table(found, effects):
-    """What became of the papers' claims: one row for each claimed metric."""
-    rows = [(f"[{r['title']}](docs/effects/effects.md#{r['id'].removeprefix('Lodestar').lower()})", *row)
-            for r in found for row in effect_rows(r["id"], effects) if row[-1] != "-"]
+    """What became of the papers' claims: a row for each method, its claimed metrics by model."""
+    rows, read = [], load_effects(READINGS)
+    for r in found:
+        claims = [(g, f"{metric} {base} -> {value.partition(' ')[0]}: {came}") for g, metric, base, value, claimed, came in effect_rows(r["id"], effects) if claimed != "-"]
+        if claims:
+            rows.append((f"[{r['title']}](docs/effects/{'readings' if r['id'] in read else 'effects'}.md#{r['id'].removeprefix('Lodestar').lower()})",
+                         *("<br>".join(text for g, text in claims if g == model) or "-" for model in ("unet", "dit"))))
     if not rows:
         return "Not measured yet: `./scripts/bench effects` writes `docs/effects`."
-    return table(("Method", "Model", "Metric", "Without", "With", "Claimed", "Outcome"), rows)
+    return table(("Method", "U-Net", "DiT"), rows)
+
+
+INSIDE = ("perturbation", "attention", "regions", "reading")      # the families that act inside the network, or read from it
+SHOWN = ("unet", "flux", "wan")      # one network of each kind: cross attention, joint attention, video
+
+
+def _named(tests):
+    """What the identities of a method say, by the names of their tests."""
+    names = {t.rpartition("::")[2].partition("[")[0].removeprefix("test_").replace("_", " ") for t in tests}
+    return "; ".join(sorted(names)) or "-"
+
+
+def _layers(found, network):
+    """The layers that a node touches by default on one network of docs/conformance.json."""
+    one = found.get(network)
+    if one is None:
+        return "-"
+    if one["outcome"] != "acts":
+        return "refused"
+    touched = one.get("touched")
+    return f"{one.get('selectors') or 'all'}: {touched}" if touched else "the prediction"
+
+
+def _outcomes(rows):
+    return "<br>".join(f"{metric} {base} -> {value}: {came}" for metric, base, value, claimed, came in rows if claimed != "-") or "-"
+
+
+def methods_page(found, effects, conformance):
+    """docs/methods.md: what acts inside the network, in one table."""
+    rows = []
+    for r in found:
+        if r["family"] not in INSIDE:
+            continue
+        layers = conformance.get("nodes", {}).get(r["id"], {})
+        figures = list(effect_rows(r["id"], effects))
+        rows.append((r["family"], f"[{r['title']}](../{help_of(r['id'])})", *(_layers(layers, n) for n in SHOWN), r["evaluations"], _named(r["identities"]),
+                     *(_outcomes([m[1:] for m in figures if m[0] == g]) for g in ("unet", "dit"))))
+    head = ("Family", "Node", "Layers on U-Nets", "on joint DiTs (Flux)", "on cross-attention DiTs (Wan)", "Evaluations beyond CFG", "Identities that are tested", "Effect, U-Net", "Effect, DiT")
+    return ("# What acts inside the network\n\nWritten by `scripts/make_docs.py`. Layers: the selector that holds by default, and how many layers of a tiny network of the kind it really "
+            "changes; every network of the host is in [conformance.md](conformance.md), the names of layers in [layers.md](layers.md). Effects: without and with the node on the two bundled "
+            "models, 95% intervals, and what came of each claim; all figures and how they were measured are in [effects](effects/effects.md), costs in [costs](effects/costs.md).\n\n"
+            + table(head, rows) + "\n")
 
 
 def replaced(text, name, body):
@@ -143,12 +190,14 @@ def files():
     """{path relative to the checkout: text} of everything generated."""
     definitions, found = nodes(), records()
     by_id, titles = {r["id"]: r for r in found}, {i: d.title for i, d in definitions.items()}
-    effects = load_effects()
+    effects = measured()
     result = {help_of(i): page(d, by_id.get(i), titles, effects) for i, d in definitions.items()}
     readme = (ROOT / README).read_text(encoding="utf-8")
     for name, body in (("nodes", node_table(definitions)), ("methods", method_table(found)), ("effects", effect_table(found, effects))):
         readme = replaced(readme, name, body)
-    return result | {README: readme}
+    conformance = ROOT / "docs" / "conformance.json"
+    conformance = json.loads(conformance.read_text(encoding="utf-8")) if conformance.is_file() else {}
+    return result | {README: readme, METHODS: methods_page(found, effects, conformance)}
 
 
 FOLDERS, PATTERN = (HELP,), "*.md"

@@ -21,6 +21,7 @@ import json
 from ..demo.runner_client import Client, files_of, texts_of
 from ..demo.runner_server import Server
 from ..guidance.catalogue import ROOT, WORKFLOWS
+from ._examples_reading import NEEDS_WEIGHTS
 
 HEIGHT, QUALITY = 256, 88
 
@@ -46,7 +47,8 @@ def picture(client, graph):
     outputs = client.run(graph)
     if not saved(graph):
         return written([t for output in outputs.values() for t in texts_of(output)])
-    parts = [Image.open(io.BytesIO(client.fetch(files_of(outputs[k])[0]))).convert("RGB") for k in saved(graph)[:3] if k in outputs]
+    files = [f for k in saved(graph) if k in outputs for f in files_of(outputs[k])]
+    parts = [Image.open(io.BytesIO(client.fetch(f))).convert("RGB") for f in files[:3]]
     parts = [p.resize((max(1, round(p.width * HEIGHT / p.height)), HEIGHT), Image.Resampling.LANCZOS) for p in parts]
     sheet = Image.new("RGB", (sum(p.width for p in parts) + 4 * (len(parts) - 1), HEIGHT), "white")
     left = 0
@@ -73,7 +75,7 @@ def main(arguments=None):
         with Server(host) as server:
             client = Client(server.url, server.alive)
             for n in names:
-                picture(client, graphs[n]).save(folder / f"{n}.jpg", quality=QUALITY)
+                (written([NEEDS_WEIGHTS[n]]) if n in NEEDS_WEIGHTS else picture(client, graphs[n])).save(folder / f"{n}.jpg", quality=QUALITY)
                 print(f"{n}.jpg", flush=True)
     for left in folder.glob("*.jpg"):
         if left.stem not in graphs:

@@ -39,6 +39,14 @@ def text_weights(site, q, k, tokens=(), length=0, heads=False, budget=BUDGET):
     return torch.cat(parts, -2) if len(parts) > 1 else parts[0]
 
 
+def own_weights(site, q, k):
+    """Weights [rows, cells, cells] of the picture's cells on its cells, float32, averaged over the heads and normalised over these cells."""
+    q, k, mask = q[:, :, site.image], k[:, :, site.image], site.mask
+    if mask is not None:
+        mask = (mask if mask.shape[2] == 1 else mask[:, :, site.image])[..., site.image]
+    return torch.cat([logits(q, k, mask, part).softmax(-1).mean(1) for part in query_chunks(*q.shape[:3], k.shape[2], copies=3)], 1)
+
+
 def shrunk(maps, side):
     """Maps [..., height, width] averaged over areas, so that no side is longer than `side` (0: as they are)."""
     height, width = maps.shape[-2:]
@@ -47,6 +55,19 @@ def shrunk(maps, side):
     share = side / max(height, width)
     size = max(1, round(height * share)), max(1, round(width * share))
     return F.interpolate(maps.flatten(0, -3)[:, None], size, mode="area")[:, 0].unflatten(0, maps.shape[:-2])
+
+
+def deepest(geometry, middle=False):
+    """Selector of a U-Net's blocks around its middle, those of the smallest grid outside it (SD1.5: input.7-8, output.3-5), or with `middle` of the middle and the
+    output blocks after it; on networks without these the middle third."""
+    if geometry.family != "unet":
+        return "middle"
+    blocks = {stage: sorted({layer.index for layer in geometry.layers if layer.stage == stage}) for stage in ("input", "middle", "output")}
+    last = blocks["input"][-1] if blocks["input"] else -1
+    run = [i for i in blocks["input"] if set(range(i, last + 1)) <= set(blocks["input"])]
+    first = blocks["output"][:len(run) + 1]
+    before = (["middle"] if blocks["middle"] else []) if middle else ([f"input.{run[0]}-{run[-1]}"] if run else [])
+    return ", ".join(before + ([f"output.{first[0]}-{first[-1]}"] if first else [])) or "all"
 
 
 def by_role(role, wanted):
@@ -59,18 +80,20 @@ def by_role(role, wanted):
 @dataclass(frozen=True)
 class MapReader(AttentionObserver):
     """What all readers of maps have: role (one of ROLES), tokens (positions; empty for all), length (the prompt's number of tokens, 0 if unknown), mark (of one
-    prompt where the conditioning holds several), most (layers with more cells are passed over, 0: none)."""
+    prompt where the conditioning holds several), most (layers with more cells are passed over, 0: none), where (the layers if `layers` is empty: "all", "deepest" or
+    "middle and up", see `deepest`)."""
 
     role: str = ROLES[0]
     tokens: tuple = ()
     length: int = 0
     mark: str | None = None
     most: int = 0
+    where: str = "all"
 
     kinds = ("cross", "joint")
 
     def default_layers(self, geometry):
-        return "all"
+        return "all" if self.where == "all" else deepest(geometry, self.where == "middle and up")
 
     def wanted(self, role):
         return by_role(role, self.role)
@@ -108,6 +131,25 @@ class MapCapture(MapReader):
 
 
 @dataclass(frozen=True)
+class SelfCapture(MapReader):
+    """Sums the attention of the picture's cells to its cells by grid, averaged over heads, detached: step.maps[self] is as MapCapture has it, with sums
+    [batch, cells, frames, height, width]. Only grids of at most `most` cells (0: 1024)."""
+
+    kinds = ("self", "joint")
+
+    def observe(self, site, q, k):
+        count = self.cells(site, q)
+        if not count or count > (self.most or 1024):
+            return
+        with torch.no_grad():
+            maps = own_weights(site, q.detach(), k.detach()).unflatten(-1, (site.frames, site.height, site.width))
+            batch = site.step.x.shape[0] if maps.shape[0] % site.step.x.shape[0] == 0 else maps.shape[0]
+            found = site.step.maps.setdefault(self, {}).setdefault((*maps.shape[-3:], site.window), [torch.zeros_like(maps[:batch]), 0])
+            found[0] += maps.unflatten(0, (-1, batch)).sum(0)
+            found[1] += maps.shape[0] // batch
+
+
+@dataclass(frozen=True)
 class Reading:
     """One layer's maps: weights [rows, heads, tokens, frames, height, width], and the Site they were read at."""
 
@@ -137,11 +179,7 @@ class SelfGraph(MapReader):
         count = self.cells(site, q)
         if not count or count > (self.most or 1024):
             return
-        q, k = q[:, :, site.image], k[:, :, site.image]
-        mask = site.mask
-        if mask is not None:
-            mask = (mask if mask.shape[2] == 1 else mask[:, :, site.image])[..., site.image]
-        a = torch.cat([logits(q, k, mask, part).softmax(-1).mean(1) for part in query_chunks(*q.shape[:3], k.shape[2], copies=3)], 1)
+        a = own_weights(site, q, k)
         site.step.maps.setdefault(self, []).append(Reading(site, a.unflatten(-1, (site.frames, site.height, site.width))[:, None]))
 
 
@@ -195,3 +233,24 @@ class MapRecord:
                 total += onto(flat, window, height, width).unflatten(0, (shape[0], frames)).transpose(1, 2)
                 count += n
         return total / count
+
+
+@dataclass(frozen=True)
+class FeatureCapture(MapReader):
+    """Sums the queries or keys of self-attention, all heads of a cell as one vector, by layer and kind (some blocks attend twice): step.maps[self] is
+    {"layer kind": [sum [batch, cells, width], count, (frames, height, width), window]}."""
+
+    what: str = "keys"
+
+    kinds = ("self", "joint")
+
+    def observe(self, site, q, k):
+        if not self.cells(site, q):
+            return
+        with torch.no_grad():
+            t = (k if self.what == "keys" else q).detach()[:, :, site.image].transpose(1, 2).flatten(2).float()
+            batch = site.step.x.shape[0] if t.shape[0] % site.step.x.shape[0] == 0 else t.shape[0]
+            t = t.unflatten(0, (-1, batch))
+            found = site.step.maps.setdefault(self, {}).setdefault(f"{site.layer} {site.kind}", [torch.zeros_like(t[0]), 0, (site.frames, site.height, site.width), site.window])
+            found[0] += t.sum(0)
+            found[1] += t.shape[0]

@@ -168,6 +168,11 @@ class Regions:
         """Both, one after the other; words have to be found again."""
         return Regions(self.items + other.items)
 
+    @property
+    def content(self):
+        """Positions of the prompt's own tokens, without begin, end and padding; empty before its words were found."""
+        return tuple(sorted({i for first, stop in self.spans for i in range(first, stop)}))
+
     def label(self, index):
         """A region as a message calls it: its number from 1, and its words or prompt."""
         region = self.items[index]

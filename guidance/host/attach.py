@@ -15,8 +15,8 @@ def pipeline_of(patcher):
     return patcher.model_options.get(KEY) or Pipeline()
 
 
-def attach(patcher, method):
-    """A clone of the MODEL with one more method; a plain clone where the method's parameters switch it off.
+def attach(patcher, method, alone=False):
+    """A clone of the MODEL with one more method; a plain clone where the method's parameters switch it off. `alone`: without the methods that are on it.
 
     Raises BadInput, LayerError or RuleConflict for what cannot work on this model, at the node rather than in the sampler.
     """
@@ -26,7 +26,7 @@ def attach(patcher, method):
         return clone
     _check_layers(patcher, method)
     method = method.fitted(Facts(patcher))
-    clone.model_options[KEY] = pipeline_of(patcher).add(method)
+    clone.model_options[KEY] = (Pipeline() if alone else pipeline_of(patcher)).add(method)
     if features.wrappers():
         from . import runs
         runs.install(clone)
@@ -37,6 +37,16 @@ def attach(patcher, method):
             clone.model_options["disable_cfg1_optimization"] = True
         # networks calls of this host see transformer_options only
         clone.model_options["transformer_options"] = {**clone.model_options.get("transformer_options", {}), KEY: clone.model_options[KEY]}
+    return clone
+
+
+def bare(patcher):
+    """A clone of the MODEL without the methods of this pack; what others put on it stays."""
+    clone = patcher.clone()
+    clone.model_options = {k: v for k, v in clone.model_options.items() if k != KEY}
+    options = clone.model_options.get("transformer_options", {})
+    if KEY in options:
+        clone.model_options["transformer_options"] = {k: v for k, v in options.items() if k != KEY}
     return clone
 
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 import torch
 
 from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, rows_of
-from ..attention.regions import WHOLE
 from ..layers import JOINT_FAMILIES
 from . import feature_hooks, references, rotary, unet_hooks
 from .calls import Noter
+from .compiled import eager
 from .features import wrappers
 from .joined import REFUSED, Joined
 from .places import inside, prompt_first, prompt_of, unet_grid
@@ -79,7 +79,7 @@ def _append_tokens(call, edits):
                     context = torch.cat((context, tokens), 1)
                     value = torch.cat((value, tokens.to(value)), 1)
         return n, context, value
-    return patch
+    return eager(patch)
 
 
 def _heads(t, heads):
@@ -120,7 +120,7 @@ def _by_depth(call, depths, kind, previous):
 
     def run(q, k, v, extra):
         return runs.get(extra.get("block_index", 0), previous or _plain)(q, k, v, extra)
-    return run
+    return eager(run)
 
 
 def _temporal(call, q, layer, kind, extra):
@@ -164,7 +164,8 @@ def _unet_replacement(call, layer, kind, previous):
         seen = references.attention(call, extra, layer, place, *(_heads(t, heads) for t in (q, k, v)))
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        height, width, window = unet_grid(extra, q.shape[1]) if place != "temporal" else (None, None, WHOLE)
+        shape = extra.get("activations_shape")      # over the frames there is a row for each cell
+        height, width, window = unet_grid(extra, q.shape[1] if place != "temporal" else shape[-2] * shape[-1])
         site = Site(place, layer, height, width, None, slice(None), None, call.step, batch=rows // len(call.roles(extra)), shared=seen, window=window,
                     prompt=slice(0, k.shape[1]) if place == "cross" else None,
                     latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None, note=Noter(call, extra, layer, rows))
@@ -202,7 +203,8 @@ def _rows(groups, q, k, v, attend, site, call, options):
         window = inside(site.window, call.window_at(options, start, q.shape[0]))
         return replace(rows_of(site, start, stop, q.shape[0]), extra=_cut(site.extra, slice(start, stop)), window=window)
 
-    if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
+    whole = (groups[0][0], groups[-1][1]) == (0, q.shape[0])      # not where a second text runs group after group
+    if whole and all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
         out = attend(q, k, v, 0, q.shape[0])
         for start, stop, edits in groups:
             for edit in edits:
@@ -247,7 +249,7 @@ def _block(layer, previous):
         out = previous(args, extra) if previous is not None else extra["original_block"](args)
         place["total"] = place["calls"]      # a recomputed block (checkpointing) starts to count again
         return out
-    return run
+    return eager(run, inner=True)
 
 
 def _tokens(t):
@@ -466,7 +468,7 @@ def _override(call, previous):
             if any(e.unrotates for _, _, edits in groups for e in edits):
                 site = replace(site, rotation=_rotation(call, place, net, attention.q))
         return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine, joined))
-    return run
+    return eager(run)
 
 
 def _rotation(call, place, net, q):

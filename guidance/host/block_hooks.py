@@ -13,6 +13,7 @@ from ..attention.blocks import BlockSite
 from ..attention.edits import merge_groups
 from ..layers import JOINT_FAMILIES
 from .attention_hooks import _grid, joint_slices
+from .compiled import eager
 from .geometry import block_modules
 from .places import unet_grid
 
@@ -67,7 +68,7 @@ def _replacement(call, layer, previous):
 
         made, out = _through(call, options, layer, "space", streams, block)
         return {**(args if out is None else out), **{names[k]: t for k, t in made.items()}}
-    return run
+    return eager(run, inner=True)
 
 
 @contextlib.contextmanager
@@ -132,7 +133,7 @@ def _forward(call, options, layer, part, module, inner, edited):
         made, _ = _through(call, options, layer, part, streams, block, must_run=family == "blocks" or (family != "unet" and bool(call.edited)))
         out = _shaped(module, made["image"], like)
         return (out, made["text"]) if made.get("text") is not None else out
-    return run
+    return eager(run, inner=True)
 
 
 def _tokens(module, x):

@@ -36,7 +36,8 @@ class Call:
         self.negative_seen = False
         # references (guidance.host.references): what is kept of them, how many chunks are still to be evaluated, whether they are evaluated ahead, the call's options
         self.bank, self.expected, self.ahead, self.options = {}, 0, False, None
-        self.live, self._picked = None, {}      # the options of the network call that runs; layers of the block edits at this step
+        self.live, self.network, self._picked = None, None, {}      # the options of the network call that runs; its network, for edits of its features; layers of the block edits at this step
+        self._chunks = {}                       # what `chunks` found, by the chunks' names: every layer asks for it
         self.notes = {}                         # {(edit, Branch): [(uuid, layer, tensor)]} of the readings
 
     # conditionings
@@ -166,6 +167,13 @@ class Call:
 
     def chunks(self, options):
         """[(edits, window)] of a network call's chunks: the edits that their prompts carry, outermost first, and the part of the picture that they show."""
+        forced = self.session.forced_role
+        key = (tuple(options.get("uuids") or ()), tuple(options.get("lodestar_chunks") or options.get("cond_or_uncond") or ()), None if forced is None else id(forced))
+        if key not in self._chunks:
+            self._chunks[key] = self._found(options)
+        return self._chunks[key]
+
+    def _found(self, options):
         roles = self.roles(options)
         uuids = options.get("uuids") or [None] * len(roles)
         marked = any(e.get("lodestar_prompt") is not None for e in self.session.entries.values())

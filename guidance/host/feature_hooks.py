@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..attention.edits import FeatureEdit, Site, merge_groups
+from .compiled import eager
 
 
 def install(call, transformer):
@@ -27,4 +28,4 @@ def _output_patch(call):
                 a, b = edit.feature(site, a, b)
             parts.append((a, b))
         return parts[0] if len(parts) == 1 else tuple(torch.cat(t) if t[0] is not None else None for t in zip(*parts))
-    return patch
+    return eager(patch)

@@ -111,7 +111,9 @@ def _give_rotations_a_backward():
 
 
 class HostContext:
-    """The context that guidance.gradients uses on the host: `differentiable(checkpoint)`."""
+    """The context that guidance.gradients uses on the host, called with `checkpoint`. alone(x, observers): the conditional prediction by itself (guidance.host.runs)."""
+
+    alone = None
 
     def __init__(self, session):
         self.session, self.ready = session, False

@@ -6,6 +6,7 @@ begins a new run. Gradients through the network are refused: that host's network
 """
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import torch
@@ -219,8 +220,9 @@ def _check(pipeline):
     from ..method import Steer
     for method in pipeline.of(Steer):
         if getattr(method, "route", "none") != "none":
+            choice = "Choose route = none, or update ComfyUI." if "route" in {f.name for f in dataclasses.fields(method)} else "Update ComfyUI."
             raise ValueError(f"{method.title}: route = {method.route!r} needs a backward pass through the network, which this ComfyUI (before December 2024) "
-                             "cannot give. Choose route = none, or update ComfyUI.")
+                             f"cannot give. {choice}")
     for method in pipeline.methods:
         if getattr(method, "resizes", False):
             raise ValueError(f"{method.title} needs a newer ComfyUI (December 2024 or later): this one cannot prepare a prompt for a second size.")

@@ -1,11 +1,13 @@
 """The engine on hosts with wrappers: one run around sampling, one call around each prediction."""
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import torch
 
 from .. import engine
+from ..attention.edits import AttentionObserver
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE, Branch
 from . import attention_hooks, block_hooks, control_hooks, features, gradients, peers, prompts, references, unet_hooks
@@ -87,6 +89,7 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
 
     if plan.steers:
         with gradients.host_context(session):
+            run.context.alone = _alone(session, plan, step, timestep, model_options)
             denoised = engine.steer(run, step, plan, guided)
     else:
         denoised = guided(x)
@@ -95,8 +98,19 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
 
 
 def _at(step, x):
-    import dataclasses
     return dataclasses.replace(step, x=x)
+
+
+def _alone(session, plan, step, timestep, model_options):
+    """A function (x, observers) -> the conditional prediction at x alone, with the run's edits, and these observers in place of all others."""
+    def predict(x, observers=()):
+        edits = tuple(e for e in plan.edits if not isinstance(e, AttentionObserver)) + tuple(observers)
+        call = Call(session, dataclasses.replace(plan, edits=edits, branches=()), _at(step, x))
+        call.main_done = True
+        options = _with_call(model_options, call)
+        attention_hooks.install(call, options)
+        return _single(session, call, POSITIVE, x, timestep, options)
+    return predict
 
 
 def _with_call(model_options, call):

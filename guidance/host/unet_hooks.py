@@ -8,6 +8,7 @@ import torch
 from ..attention.edits import Site, merge_groups
 from ..attention.features import InputEdit, ResidualEdit
 from . import references
+from .compiled import eager
 from .geometry import block_modules
 from .places import unet_grid
 
@@ -60,17 +61,17 @@ def _input_patch(call):
         edits = [e for e in _of(call, InputEdit) if layer in call.session.selected(e)]
         if not edits or "lodestar_net" not in options or n.shape[0] != options["lodestar_net"]["rows"]:
             return n, context, value       # another layer, or attention over the frames of a video
-        extra = {"attention": block_modules(options["lodestar_net"]["network"], layer)["space"].attn1, "heads": options["n_heads"]}
+        extra = {"attention": block_modules(call.network, layer)["space"].attn1, "heads": options["n_heads"]}
         new = _through(call, options, edits, layer, n, "input", lambda e, site, h: e.entering(site, h), extra)
         return new, new if context is n else context, new if value is n else value
-    return patch
+    return eager(patch)
 
 
 @contextlib.contextmanager
 def placed(call, options, network):
     """Within it, the residual blocks of the layers that this network call's residual edits name run through them."""
     edits, touched = _of(call, ResidualEdit), []
-    options["lodestar_net"]["network"] = network
+    call.network = network if edits or _of(call, InputEdit) else None
     places = {}
     for edit in edits:
         for layer in sorted(call.session.selected(edit), key=str):
@@ -92,7 +93,7 @@ def placed(call, options, network):
 def _forward(call, options, edits, layer, inner):
     def run(*args, **kwargs):
         return _through(call, options, edits, layer, inner(*args, **kwargs), "residual", lambda e, site, h: e.residual(site, h))
-    return run
+    return eager(run, inner=True)
 
 
 def _residual(network, layer):

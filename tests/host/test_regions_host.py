@@ -57,7 +57,7 @@ def lab(host):
 
     def run(patcher, positive=None, negative=None, **k):
         with torch.inference_mode():
-            return tiny.sample(patcher, positive or lab.positive, negative or lab.negative, **k)
+            return tiny.sample(patcher, positive or lab.positive, negative or lab.negative, **{"steps": 2, **k})
 
     lab.run = run
     lab.base = {kind: run(m, batch=3) for kind, m in lab.models.items()}
@@ -97,7 +97,7 @@ def test_acts_and_batch_equals_singles_and_second_run_equals_first(lab, name, ki
     first = lab.run(model, batch=3)
     assert torch.isfinite(first).all() and (first - lab.base[kind]).abs().max() > 1e-3
     assert torch.equal(lab.run(model, batch=3), first)
-    for i in range(3):
+    for i in (0, 2):
         close(lab.run(model, batch=1, seed=i), first[i:i + 1], first, 1e-4)
     assert torch.equal(lab.run(lab.models[kind], batch=3), lab.base[kind])
 
@@ -106,7 +106,7 @@ def test_acts_and_batch_equals_singles_and_second_run_equals_first(lab, name, ki
 def test_costs_no_network_evaluation(lab, name, kind):
     usable(lab, name, kind)
     lab.run(lab.attach(lab.models[kind], lab.methods[name]()))
-    assert lab.engine.REPORTS[-1].evaluations == 8
+    assert lab.engine.REPORTS[-1].evaluations == 4
 
 
 @pytest.mark.parametrize("name,kind", CASES)
@@ -139,7 +139,7 @@ def test_with_other_methods_a_batch_equals_singles(lab, name, kind):
     model = lab.attach(model, lab.methods[name]())
     out = lab.run(model, batch=3)
     assert torch.isfinite(out).all() and (out[:1] - alone).abs().max() > 1e-3
-    for i in range(3):
+    for i in (0, 2):
         close(lab.run(model, seed=i), out[i:i + 1], out, 1e-4)
 
 
@@ -172,10 +172,10 @@ def test_areas_and_masks(lab, name, kind):
     positive = [[lab.positive[0][0], {**lab.positive[0][1], "mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0}],
                 [lab.positive[0][0], {**lab.positive[0][1], "area": (16, 8, 0, 8), "strength": 1.0}]]
     model = lab.attach(lab.models[kind], lab.methods[name]())
-    plain, out = (lab.run(m, positive=positive, batch=3, size=16, steps=3) for m in (lab.models[kind], model))
+    plain, out = (lab.run(m, positive=positive, batch=3, size=16, steps=2) for m in (lab.models[kind], model))
     assert (out - plain).abs().max() > 1e-3
-    for i in range(3):
-        close(lab.run(model, positive=positive, seed=i, size=16, steps=3), out[i:i + 1], out, 1e-4)
+    for i in (0, 2):
+        close(lab.run(model, positive=positive, seed=i, size=16, steps=2), out[i:i + 1], out, 1e-4)
 
 
 def recorder(lab):

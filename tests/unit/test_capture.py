@@ -6,6 +6,8 @@ from lodestar.guidance.attention.capture import MapCapture, MapGraph, MapRecord,
 from lodestar.guidance.attention.edits import Site
 from lodestar.guidance.method import NEGATIVE, POSITIVE, Branch, Step
 
+pytestmark = pytest.mark.method("LodestarCaptureAttention")
+
 
 def qkv(cells=12, tokens=7, rows=2, heads=3, dim=8, seed=0):
     g = torch.Generator().manual_seed(seed)

@@ -69,3 +69,12 @@ def test_tests_are_found_by_name_and_by_mark(tmp_path):
 def test_file_names():
     assert catalogue.workflow_of("CFG++ Sampler") == "example_workflows/cfgpp_sampler.json"
     assert catalogue.slug("Perturbed-Attention Guidance") == "perturbed_attention_guidance"
+
+
+def test_readings_are_effects_too(tmp_path, monkeypatch):
+    for name, metrics in (("effects", {"A": {"unet": {"ssim": {"value": 1}}}}), ("readings", {"A": {"unet": {"share": {"value": 2}}}, "B": {"dit": {"iou": {"value": 3}}}})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"methods": metrics}))
+    own = catalogue.load_effects
+    monkeypatch.setattr(catalogue, "READINGS", tmp_path / "readings.json")
+    monkeypatch.setattr(catalogue, "load_effects", lambda path=tmp_path / "effects.json": own(path))
+    assert catalogue.measured() == {"A": {"unet": {"ssim": {"value": 1}, "share": {"value": 2}}}, "B": {"dit": {"iou": {"value": 3}}}}

@@ -57,6 +57,14 @@ def test_cache_folder(monkeypatch, tmp_path):
         _hosts.cache()
 
 
+def test_hosts_between(tmp_path):
+    hosts = [_hosts.inspect(modern(tmp_path / v, v), "cache") for v in ("0.29.0", "0.3.64", "0.8.0", "0.10.1")]
+    assert [h.version for h in _hosts.between([*hosts, _hosts.inspect(packaged(tmp_path / "p"), "PyPI")])] == ["0.8.0", "0.10.1"]
+    assert _hosts.between(hosts[:2]) == [] and _hosts.between([]) == []
+    mine = _hosts.inspect(modern(tmp_path / "mine", "0.9.0"), "COMFYUI_PATH")
+    assert mine not in _hosts.between([*hosts, mine])
+
+
 def test_order_of_hosts(cache, tmp_path, monkeypatch):
     for version in ("0.3.64", "0.29.0", "0.8.0"):
         modern(cache / "hosts" / f"comfyui-{version}", version)
@@ -215,6 +223,34 @@ def test_signals_are_forwarded_and_tidied_up(tmp_path, sent, code):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(sent)
     assert process.wait(30) == code and (tmp_path / "tidy").read_text() == "x"
+
+
+def _job(tmp_path, name, code):
+    return name, [sys.executable, "-c", code], None, tmp_path / f"{name}.log"
+
+
+def test_jobs_side_by_side(tmp_path, capsys):
+    """Two at a time: a and b can only end together; c waits for one of them."""
+    wait = "import pathlib,sys,time\nhere,other=map(pathlib.Path,sys.argv[1:]) if len(sys.argv)>1 else (None,None)\n"
+    meet = wait + "here.touch()\nend=time.time()+30\nwhile not other.exists() and time.time()<end: time.sleep(0.02)\nprint('met')\nsys.exit(0 if other.exists() else 9)"
+    jobs = [(n, [sys.executable, "-c", meet, str(tmp_path / n), str(tmp_path / o)], None, tmp_path / f"{n}.log") for n, o in (("a", "b"), ("b", "a"))]
+    jobs.append(_job(tmp_path, "c", "import sys; print('three'); sys.exit(3)"))
+    ended = {}
+    _process.run_side_by_side(jobs, 2, ended.__setitem__)
+    assert ended == {0: 0, 1: 0, 2: 3}
+    assert [(tmp_path / f"{n}.log").read_text().strip() for n in "abc"] == ["met", "met", "three"]
+
+
+def test_jobs_end_with_us(tmp_path):
+    def fail(index, code):
+        raise KeyboardInterrupt
+
+    long = _job(tmp_path, "long", f"import os,pathlib,time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(60)")
+    short = _job(tmp_path, "short", f"import pathlib,time\nwhile not pathlib.Path({str(tmp_path / 'pid')!r}).exists(): time.sleep(0.02)\ntime.sleep(0.1)")
+    with pytest.raises(KeyboardInterrupt):
+        _process.run_side_by_side([long, short], 2, fail)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_tally(tmp_path):

@@ -1,0 +1,1 @@
+"""Reading from a network: what it sees in a given picture."""
