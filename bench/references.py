@@ -14,7 +14,7 @@ from . import layout, stats
 KINDS = ("styled", "together", "moved", "crossed", "hole", "viewed")
 METRICS = ("background", "palette", "structure", "background_together", "palette_together", "hole_error", "recovered", "view_ssim", "view_error")
 GROUP = 4          # pictures that are sampled together where they are to agree with each other
-LEVELS = 5         # per channel, of a palette: the backgrounds' greys lie in the middle of a level
+LEVELS = 3         # per channel, of a palette: black, the middle and white, near which the three backgrounds lie
 _MOVES = [(8, 0), (0, 8), (-8, 0), (0, -8), (4, 0), (0, 4), (-4, 0), (0, -4)]      # pixels; a latent cell is 4
 SEED = 40_001      # of the references; no seed of the training
 
@@ -22,7 +22,7 @@ SEED = 40_001      # of the references; no seed of the training
 def cases(found, kind):
     """Cases with their references (scenes); prompts name no background, so that it can only come from the reference.
 
-    styled: another scene. together: none, GROUP pictures are sampled at once. moved: the scene before its objects changed places. crossed: `reference` has the places of
+    styled: another scene. together: none, GROUP pictures are sampled at once, of which the first one's prompt names a background. moved: the scene before its objects changed places. crossed: `reference` has the places of
     the objects, `appearance` their colours and the background elsewhere; the prompt names shapes and colours, no place. hole: the scene moved by a few latent cells; its first
     object is to be painted anew, after the reference alone. viewed: the scene itself, which is to be seen from where `camera` has moved.
     """
@@ -39,7 +39,9 @@ def _styled(case):
 
 
 def _together(case):
-    return replace(case, scene=replace(case.scene, caption=_silent(case.scene)), group=case.prompt // GROUP)
+    group, first = divmod(case.prompt, GROUP)
+    named = f" on a {('white', 'black')[group % 2]} background" if first == 0 else ""
+    return replace(case, scene=replace(case.scene, caption=_silent(case.scene) + named), group=group)
 
 
 def _moved(case):
@@ -93,10 +95,10 @@ def reference_of(case, appearance=False):
 
 
 def palette(pictures):
-    """Colour histograms [n, LEVELS^3] of pictures [n, 3, h, w], each with sum 1."""
-    level = (pictures.clamp(0, 1) * LEVELS).long().clamp(max=LEVELS - 1)
-    index = ((level[:, 0] * LEVELS + level[:, 1]) * LEVELS + level[:, 2]).flatten(1)
-    return torch.zeros(len(pictures), LEVELS ** 3).scatter_add_(1, index, torch.full(index.shape, 1 / index.shape[1]))
+    """Colour histograms [n, LEVELS^3] of pictures [n, 3, h, w], each with sum 1. A value counts for the two levels that it lies between, so that a slightly other shade is nearly the same."""
+    centres = torch.linspace(0, 1, LEVELS)[None, None, :, None]
+    share = (1 - (pictures.clamp(0, 1).flatten(2)[:, :, None] - centres).abs() * (LEVELS - 1)).clamp(min=0)      # [n, 3, LEVELS, pixels]
+    return torch.einsum("nap,nbp,ncp->nabc", *share.unbind(1)).flatten(1) / share.shape[-1]
 
 
 def shared_palette(a, b):

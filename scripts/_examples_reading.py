@@ -7,7 +7,7 @@ from ._graph import Graph
 
 # examples with models that do not come with the pack, and what their picture says
 NEEDS_WEIGHTS = {"temporal_attention_temperature": "Temporal Attention Temperature\n\nThis example needs\nStable Video Diffusion\n(svd.safetensors).",
-                 "controlnorm": "ControlNorm\n\nThis example needs a checkpoint\nand two ControlNets for it."}
+                 "controlnorm": "ControlNorm\n\nThis example needs\nSD1.5, a ControlNet and\nthe projections trained for it."}
 
 
 def _entropy(definitions, definition, name):

@@ -79,7 +79,7 @@ def test_references_of_cases():
     """The reference of each kind holds what its metric looks for, and the prompt does not tell it."""
     for kind in references.KINDS:
         for c in subject.cases(8, 1, kind):
-            assert "background" not in subject.text_of(c, kind) and (c.group == c.prompt // references.GROUP) == (kind == "together")
+            assert ("background" in subject.text_of(c, kind)) == (kind == "together" and c.prompt % references.GROUP == 0) and (c.group == c.prompt // references.GROUP) == (kind == "together")
             if kind == "moved":
                 assert c.scene.relation in c.scene.caption and scenes.holds(c.scene.relation, *c.scene.things) and scenes.holds(c.reference.relation, *c.reference.things)
                 assert c.scene.relation != c.reference.relation
@@ -95,6 +95,8 @@ def test_palettes():
     a = torch.zeros(1, 3, 8, 8)
     b = torch.cat((torch.zeros(1, 3, 8, 4), torch.ones(1, 3, 8, 4)), 3)
     assert references.shared_palette(references.palette(a), references.palette(torch.cat((a, b)))).tolist() == pytest.approx([1.0, 0.5])
+    shade = references.palette(torch.full((1, 3, 8, 8), 0.1))
+    assert references.shared_palette(references.palette(a), shade).item() == pytest.approx(0.8 ** 3) and shade.sum().item() == pytest.approx(1.0)
     group = subject.cases(4, 1, "together")
     readings = [measure.Reading(g, ()) for g in ("white", "white", "white", "black")]
     assert references.values("background_together", torch.cat((a, a, a, b)), group, readings, None).tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 0])
