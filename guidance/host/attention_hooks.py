@@ -202,7 +202,8 @@ def _rows(groups, q, k, v, attend, site, call, options):
         window = inside(site.window, call.window_at(options, start, q.shape[0]))
         return replace(rows_of(site, start, stop, q.shape[0]), extra=_cut(site.extra, slice(start, stop)), window=window)
 
-    if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
+    whole = (groups[0][0], groups[-1][1]) == (0, q.shape[0])      # not where a second text runs group after group
+    if whole and all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
         out = attend(q, k, v, 0, q.shape[0])
         for start, stop, edits in groups:
             for edit in edits:
