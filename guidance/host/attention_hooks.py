@@ -20,7 +20,8 @@ from .places import inside, prompt_first, prompt_of, unet_grid
 from .shadow import Appended, Shadow, own_texts
 
 LAYER = "lodestar_layer"
-NO_SHADOW = {"hidream": "their text enters every block anew, from a language model whose states a second text stream would need"}
+NO_SHADOW = {"hidream": "their text enters every block anew, from a language model whose states a second text stream would need",
+             "krea": "the layers of their text encoder are joined by attention of their own before the blocks", "mochi": "every row's text is cut to the length of the prompt"}
 
 
 def install(call, options):
@@ -164,7 +165,7 @@ def _unet_replacement(call, layer, kind, previous):
         seen = references.attention(call, extra, layer, place, *(_heads(t, heads) for t in (q, k, v)))
         if all(not edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
-        height, width, window = unet_grid(extra, q.shape[1]) if place != "temporal" else (None, None, WHOLE)
+        height, width, window = unet_grid(extra, q.shape[1]) if place != "temporal" else (*extra["activations_shape"][-2:], WHOLE)
         site = Site(place, layer, height, width, None, slice(None), None, call.step, batch=rows // len(call.roles(extra)), shared=seen, window=window,
                     prompt=slice(0, k.shape[1]) if place == "cross" else None,
                     latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None, note=Noter(call, extra, layer, rows))
@@ -296,6 +297,8 @@ def _computed_again(geometry):
 def _grid(geometry, shape):
     """Token grid (frames, height, width) of a latent of this shape."""
     pt, ph, pw = geometry.patch
+    if len(shape) == 3:      # a sequence: one row
+        return 1, 1, shape[-1]
     frames = -(-shape[2] // pt) if len(shape) == 5 else 1
     return frames, -(-shape[-2] // ph), -(-shape[-1] // pw)
 
@@ -348,6 +351,8 @@ def joint_slices(geometry, net, count, tokens):
     """Slices of the text and of the picture in a stream of `count` tokens that holds both, None where they do not fit."""
     padded = -(-tokens // geometry.multiple) * geometry.multiple
     text = net.get("text") or (count - padded)
+    if count < text + padded:      # Mochi cuts the padding of its text off inside the block
+        text = count - padded
     others = count - text - padded                   # tokens of reference pictures
     if text <= 0 or others < 0:
         return None
@@ -512,6 +517,8 @@ def shadow_rows(call, options, x, roles):
     if not carried:
         return None
     if geometry.family not in JOINT_FAMILIES:
+        if geometry.family in REFUSED:
+            raise ValueError(f"{getattr(edits[0], 'title', 'A negative prompt inside attention')} is not possible on {geometry.family} networks: {REFUSED[geometry.family]}.")
         return Appended(call, edits, options)
     if len(edits) > 1:
         raise ValueError("Two attention edits with texts of their own cannot run on one model with joint attention; keep one of them.")
@@ -540,7 +547,7 @@ def _refuse_unreachable(call):
 
 
 def _network(session):
-    return type(session.model.diffusion_model).__name__
+    return session.network
 
 
 def expected(call, options):

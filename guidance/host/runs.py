@@ -1,6 +1,7 @@
 """The engine on hosts with wrappers: one run around sampling, one call around each prediction."""
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import torch
@@ -11,6 +12,7 @@ from ..method import NEGATIVE, POSITIVE, Branch
 from . import attention_hooks, block_hooks, features, gradients, peers, prompts, references, unet_hooks
 from .attach import KEY
 from .calls import OPTION, Call, Session
+from .geometry import pairs_only
 
 SESSION = "lodestar_session"
 _OUTER = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask", "callback", "disable_pbar", "seed", "latent_shapes")
@@ -116,7 +118,7 @@ def _evaluate(executor, call, x, timestep, model_options, seed, guider, scale):
         options["disable_cfg1_optimization"] = True
     if plan.rule is not None and plan.w != 1.0:
         options["sampler_cfg_function"] = _rule_slot(call, options.get("sampler_cfg_function"))
-    separate = options.get("context_handler") is not None
+    separate = options.get("context_handler") is not None or pairs_only(session.model.diffusion_model)
     if separate:
         call.single, call.batched = call.batched + call.single, []
     options["sampler_post_cfg_function"] = [_recorder(call), *options.get("sampler_post_cfg_function", [])]
@@ -214,13 +216,36 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     shadow = attention_hooks.shadow_rows(call, options, x, roles) if c_crossattn is not None else None
     network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
     network = call.session.model.diffusion_model if network is None else network
-    with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network):
+    with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network), _named_sizes(call, x, network):
         if shadow is None:
             out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         else:
             out = executor(*shadow.expand(x, t, c_concat, c_crossattn, control, options), **shadow.expand_dict(kwargs))[:x.shape[0]]
     attention_hooks.check_fired(call, options)
     return out
+
+
+def _ours(error):
+    """Whether the pack itself raised an error."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "").startswith(__package__.rpartition(".")[0] + ".")
+
+
+@contextlib.contextmanager
+def _named_sizes(call, x, network):
+    """Within it, a network that fails on another size than the sampled one says so: patches that do not fit, positions that it does not know."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ZeroDivisionError, ValueError) as error:
+        import comfy.model_management as management
+        given, full = tuple(x.shape[-2:]), tuple(call.step.x.shape[-2:])
+        if given == full or isinstance(error, management.OOM_EXCEPTION) or "out of memory" in str(error).lower() or _ours(error):
+            raise
+        size = lambda cells: " x ".join(map(str, cells))
+        raise ValueError(f"{type(network).__name__} cannot be run on {size(given)} latent cells, which a guidance node or a prompt with an area asks for (the picture has {size(full)}). "
+                         f"Sample a larger picture, or one whose parts this network can divide into its patches. It said: {error or type(error).__name__}") from error
 
 
 def _no_step_cache_for_newcomers(options):
