@@ -238,7 +238,8 @@ def _block(layer, previous):
     def run(args, extra):
         options = args.get("transformer_options")
         net = None if options is None else options.get("lodestar_net")
-        place = {"layer": layer, "calls": 0, "total": None, "image": _tokens(args.get("img")), "text": _tokens(args.get("txt")), "pe": args.get("pe")}
+        place = {"layer": layer, "calls": 0, "total": None, "image": _tokens(args.get("img")), "text": _tokens(args.get("txt")),
+                 "pe": args.get("pe", (args["rope_cos"], args["rope_sin"]) if "rope_cos" in args else None)}
         if net is not None:
             if layer.stage == "double":
                 net["text"], net["image"] = place["text"], place["image"]
@@ -480,7 +481,7 @@ def _rotation(call, place, net, q):
     pe = place.get("pe") if place.get("pe") is not None else net.get("pe")
     if pe is None:
         return None
-    found = rotary.read(pe, q, split=call.session.geometry.family == "cosmos")
+    found = rotary.read(pe, q, split=call.session.geometry.family in ("cosmos", "ideogram"))
     if found is None and not vars(call.session).setdefault("rotation_unknown", False):
         call.session.rotation_unknown = True
         logging.warning("Lodestar: the rotary embedding of %s has a form that is not known; queries are edited as they are, turned.", _network(call.session))

@@ -12,6 +12,7 @@ from lodestar.guidance.host.gradients import HostContext      # noqa: E402
 from lodestar.guidance.method import POSITIVE, Branch      # noqa: E402
 from lodestar.guidance.perturbation.pag import IdentitySelfAttention      # noqa: E402
 from lodestar.tests.architectures import Lab      # noqa: E402
+from lodestar.tests.host.test_rotary import Capture, Still      # noqa: E402
 from lodestar.tests.zoo.matrix import newest      # noqa: E402
 from lodestar.tests.zoo.specimens import ALL      # noqa: E402
 
@@ -57,6 +58,32 @@ def test_an_edit_touches_its_rows_its_layers_and_the_picture(lab, name):
         assert (out[:2] - plain[:2]).abs().max() <= 2e-5 * scale and (out[2:] - plain[2:]).abs().max() > 1e-4 * scale, layers
         assert [entry[0] for entry in log] == ([str(x) for x in found.layers] if layers == "all" else [layers])
         assert all(entry[1:] == ("joint" if name in JOINT else "self", True, True, True) for entry in log)
+
+
+@pytest.mark.method("LodestarSmoothedEnergyGuidance")
+@pytest.mark.parametrize("name", ("lens", "mage_flow", "ideogram4", "krea2", "kandinsky5", "anima"))
+def test_queries_are_turned_back(lab, name):
+    """What an edit gets by undoing the rotary embedding are the queries of the network without it."""
+    lab = lab(name)
+    branch, chunk = Branch(edits=(Capture(str(of_network(lab.specimen.net).layers[0])),)), lab.inputs(1)
+
+    def queries():
+        Capture.seen.clear()
+        lab.run([branch, Branch("negative")], [chunk, lab.inputs(2)])
+        return Capture.seen[0]
+    turned, rotation, _ = queries()
+    with Still(lab.specimen.net):
+        plain, _, _ = queries()
+    assert (turned - plain).abs().max() > 1e-2 * plain.abs().max()
+    assert (rotation.turn(turned, back=True) - plain).abs().max() < 2e-3 * plain.abs().max()
+
+
+@pytest.mark.parametrize("name", ("joyimage", "cogvideo", "mochi"))
+def test_a_rotation_of_the_picture_alone_is_said_to_be_unknown(lab, name, caplog):
+    lab = lab(name, 1)
+    Capture.seen.clear()
+    lab.run([Branch(edits=(Capture("all"),))], [lab.inputs(1)])
+    assert Capture.seen[0][1] is None and "rotary embedding" in caplog.text
 
 
 @pytest.mark.parametrize("name", SECOND_TEXT)
