@@ -542,7 +542,10 @@ def _refuse_unreachable(call):
         if edit.kinds:
             edit.check(session.geometry, layers)
         if edit.kinds and layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
-            kinds = sorted({k for layer in layers for k in layer.attentions}) or ["no known"]
+            kinds = sorted({k for layer in layers for k in layer.attentions})
+            if not kinds:
+                raise ValueError(f"{_network(session)} tells its attention nothing about the call, so no edit can find its rows: nodes that change or read attention cannot act on this "
+                                 "model. Nodes that leave blocks out or act on predictions can.")
             raise ValueError(f"{type(edit).__name__} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "
                              f"attention. It has:\n{session.geometry.describe()}")
 

@@ -57,7 +57,7 @@ def outer_sample(executor, *args, **kwargs):
 def _refuse_packed(arguments):
     shapes = arguments["latent_shapes"]
     if shapes is not None and len(shapes) > 1:
-        raise ValueError(f"Lodestar: this latent packs {len(shapes)} streams (video and audio) into one tensor; the guidance nodes on this model "
+        raise ValueError(f"Lodestar: this latent packs {len(shapes)} streams (such as video and audio) into one tensor; the guidance nodes on this model "
                          "do not support packed latents. Remove them, or sample the streams separately.")
 
 
@@ -240,12 +240,13 @@ def _named_sizes(call, x, network):
         yield
     except (RuntimeError, AssertionError, ZeroDivisionError, ValueError) as error:
         import comfy.model_management as management
-        given, full = tuple(x.shape[-2:]), tuple(call.step.x.shape[-2:])
+        given = tuple(x.shape[-2:])
+        full = given if call.step is None else tuple(call.step.x.shape[-2:])
         if given == full or isinstance(error, management.OOM_EXCEPTION) or "out of memory" in str(error).lower() or _ours(error):
             raise
         size = lambda cells: " x ".join(map(str, cells))
         raise ValueError(f"{type(network).__name__} cannot be run on {size(given)} latent cells, which a guidance node or a prompt with an area asks for (the picture has {size(full)}). "
-                         f"Sample a larger picture, or one whose parts this network can divide into its patches. It said: {error or type(error).__name__}") from error
+                         f"Sample a larger picture, or one whose parts this network can divide into its patches. It said: {str(error) or type(error).__name__}") from error
 
 
 def _no_step_cache_for_newcomers(options):

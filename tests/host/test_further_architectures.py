@@ -1,5 +1,7 @@
 """Layers of the networks beyond those of test_architectures: an edit acts where it should and nowhere else, a second text is the text it says, gradients pass."""
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ pytest.importorskip("torch")
 from lodestar.guidance.attention.nag import NegativeAttention      # noqa: E402
 from lodestar.guidance.host.geometry import checkpoint_modules, of_network      # noqa: E402
 from lodestar.guidance.host.gradients import HostContext      # noqa: E402
-from lodestar.guidance.method import POSITIVE, Branch      # noqa: E402
+from lodestar.guidance.method import POSITIVE, Branch, Prompt, Term, socket      # noqa: E402
 from lodestar.guidance.perturbation.pag import IdentitySelfAttention      # noqa: E402
 from lodestar.tests.architectures import Lab      # noqa: E402
 from lodestar.tests.host.test_rotary import Capture, Still      # noqa: E402
@@ -120,3 +122,33 @@ def test_gradients_pass_kernels_that_have_no_backward(lab, name, kernel):
             ahead, behind = value(x + step * way), value(x - step * way)
     expected = float((ahead - behind) / (2 * step))
     assert abs(float((slope * way).sum()) - expected) < 0.02 * abs(expected) + 1e-2
+
+
+def test_a_further_prediction_on_a_network_of_pairs(lab):
+    """SeedVR 2 takes its batch for a negative and a positive half: a branch gets a call of its own, and is what its prompt gives alone."""
+    from lodestar.guidance.host.attach import attach
+    from lodestar.tests.zoo import models
+    specimen = lab("seedvr").specimen
+
+    @dataclass(frozen=True)
+    class Instead(Term):
+        """Replaces the prediction by that of another prompt."""
+
+        node_id = "LodestarTestInstead"
+        title = "Instead"
+        prompt: Any = socket("CONDITIONING", "the prompt")
+
+        def branches(self, step):
+            return (Branch(Prompt(self.prompt)),)
+
+        def delta(self, step, base, predictions, state):
+            return predictions[Branch(Prompt(self.prompt))] - base
+
+    other = models.tokens_of(specimen, 7)
+    with torch.inference_mode():
+        model = models.model_of(specimen)
+        changed = attach(model, Instead(other))
+    out = models.sample(specimen, changed)
+    alone = models.sample(specimen, model, other, negative=other)
+    assert (out - alone).abs().max() <= 1e-4 * alone.abs().max()
+    assert (out - models.sample(specimen, model)).abs().max() > 1e-3 * alone.abs().max()

@@ -97,4 +97,4 @@ class Network:
         from ...guidance.host.geometry import of_network
         net = self.specimen.net
         geometry = of_network(net)
-        return {"class": type(net).__name__, "module": type(net).__module__.removeprefix("comfy.ldm."), "family": geometry.family, "layers": len(geometry.layers)}
+        return {"class": type(net).__name__, "module": type(net).__module__.removeprefix("comfy.ldm."), "family": geometry.family + (" over frames" if geometry.temporal else ""), "layers": len(geometry.layers)}

@@ -75,13 +75,13 @@ def quiet():
         logging.getLogger().setLevel(level)
 
 
-def sample(specimen, patcher, positive=None, latent=None, seed=0):
+def sample(specimen, patcher, positive=None, latent=None, seed=0, negative=None):
     """The latents of a KSampler run of two steps at scale 4; those of all streams one after the other, flat."""
     import comfy.sample
     noise = latent_of(specimen, seed)["samples"]
     if latent is not None:      # a node's own latent: pairs of pictures with the same noise
         noise = noise[:1].expand_as(latent["samples"]).contiguous()
     with torch.inference_mode(), quiet():
-        out = comfy.sample.sample(patcher, noise, STEPS, 4.0, "euler", "simple", tokens_of(specimen, 1) if positive is None else positive, tokens_of(specimen, 2), noise * 0,
+        out = comfy.sample.sample(patcher, noise, STEPS, 4.0, "euler", "simple", tokens_of(specimen, 1) if positive is None else positive, tokens_of(specimen, 2) if negative is None else negative, noise * 0,
                                   disable_pbar=True, seed=seed)
     return torch.cat([t.flatten() for t in out.unbind()]) if specimen.streams else out

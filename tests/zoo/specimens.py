@@ -168,7 +168,7 @@ def mochi():
     net = AsymmDiTJoint(in_channels=4, hidden_size_x=32, hidden_size_y=16, depth=3, num_heads=2, mlp_ratio_x=384.0, mlp_ratio_y=256.0, use_t5=True, t5_feat_dim=16, t5_token_length=6,
                         learn_sigma=False, attend_to_padding=False, use_extended_posenc=True, rope_theta=10000.0, patch_size=2, qk_norm=True, qkv_bias=False, out_bias=True, **_operations())
     extra = lambda rows, tokens: {"attention_mask": torch.ones(rows, tokens), "num_tokens": tokens}
-    return _finish(net, (4, 2, 8, 8), {"block": 3}, extra=extra)
+    return _finish(net, (4, 1, 16, 16), {"block": 3}, extra=extra)
 
 
 def cogvideo():
@@ -182,7 +182,7 @@ def kandinsky5():
     from comfy.ldm.kandinsky5.model import Kandinsky5
     net = Kandinsky5(in_visual_dim=4, out_visual_dim=4, in_text_dim=16, in_text_dim2=16, time_dim=16, model_dim=32, ff_dim=32, visual_embed_dim=16, patch_size=(1, 2, 2), num_text_blocks=1, num_visual_blocks=3,
                      axes_dims=(4, 6, 6), **_operations())
-    return _finish(net, (4, 2, 8, 8), {"block": 3}, extra=_pooled)
+    return _finish(net, (4, 2, 16, 16), {"block": 3}, extra=_pooled)
 
 
 def ltxav():
@@ -303,7 +303,7 @@ def _sized(name, shape):
 
 
 FURTHER = {name: made for name, made in list(globals().items()) if callable(made) and not name.startswith("_") and getattr(made, "__module__", "") == __name__}
-LARGER = {"hunyuan": (4, 2, 8, 8), "cosmos1": (4, 2, 8, 8)}
+LARGER = {"hunyuan": (4, 2, 16, 16), "cosmos1": (4, 2, 16, 16)}
 ALL = {**architectures.FAMILIES, **{name: _sized(name, shape) for name, shape in LARGER.items()}, **FURTHER}
 
 # what the host has besides
