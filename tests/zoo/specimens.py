@@ -188,7 +188,8 @@ def kandinsky5():
 def ltxav():
     from comfy.ldm.lightricks.av_model import LTXAVModel
     net = LTXAVModel(in_channels=4, audio_in_channels=128, cross_attention_dim=24, audio_cross_attention_dim=24, attention_head_dim=12, audio_attention_head_dim=12, num_attention_heads=2,
-                     audio_num_attention_heads=2, caption_channels=16, num_layers=3, **_operations())
+                     audio_num_attention_heads=2, caption_channels=16, num_layers=3, connector_attention_head_dim=12, connector_num_attention_heads=2,
+                     audio_connector_attention_head_dim=12, audio_connector_num_attention_heads=2, connector_num_layers=1, **_operations())
     return _finish(net, (4, 3, 3, 5), {"block": 3}, streams=((8, 6, 16),), width=32)
 
 
