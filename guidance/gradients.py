@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import weakref
 
 import torch
 
@@ -17,11 +18,31 @@ ROUTES = ("network", "checkpoint", "none")
 LOSS_SCALE = 2.0 ** 10     # keeps fp16 gradients out of the subnormals; divided out in float32
 
 
+class _Handles(weakref.WeakValueDictionary):
+    """{identity of a saved tensor: its handle} of PyTorch's context, without those that were copied already: such a tensor may be gone, and another one be at its address."""
+
+    def __init__(self, context):
+        super().__init__()
+        self.context = context
+
+    def __contains__(self, identity):
+        handle = self.get(identity)
+        return handle is not None and handle not in self.context.cloned
+
+
+@contextlib.contextmanager
+def _mutation():
+    with torch.autograd.graph.allow_mutation_on_saved_tensors() as context:
+        if isinstance(getattr(context, "tid_to_weakhandle", None), weakref.WeakValueDictionary) and hasattr(context, "cloned"):
+            context.tid_to_weakhandle = _Handles(context)
+        yield
+
+
 @contextlib.contextmanager
 def plain_context(checkpoint=False):
     """Autograd on, also under the executor's inference mode and a sampler's no_grad; networks may update tensors in place."""
     nested = getattr(torch.autograd.graph, "_allow_mutation_on_saved_tensors_enabled", False)
-    mutation = contextlib.nullcontext() if nested else torch.autograd.graph.allow_mutation_on_saved_tensors()
+    mutation = contextlib.nullcontext() if nested else _mutation()
     with torch.inference_mode(False), torch.enable_grad(), mutation:
         yield
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-JOINT_FAMILIES = ("flux", "sd3", "qwen", "hunyuan", "aura", "lumina", "hidream")      # text and picture attend in one call
+JOINT_FAMILIES = ("flux", "sd3", "qwen", "hunyuan", "aura", "lumina", "hidream", "lens", "joy", "ideogram", "krea", "cogvideo", "mochi")      # text and picture attend in one call
 ALIASES = {"down": "input", "up": "output", "mid": "middle", "blocks": "block", "layers": "layer", "double_block": "double", "single_block": "single"}
 
 
@@ -37,7 +37,7 @@ class Layer:
 class Geometry:
     """The layers of a network, in order of execution, and what an edit needs to know of it.
 
-    family: "unet", "flux", "sd3", "aura", "qwen", "hunyuan", "lumina", "hidream" (joint attention), "wan", "ltx", "cosmos" (self and cross attention),
+    family: "unet"; those of JOINT_FAMILIES (joint attention); "wan", "ltx", "cosmos", "kandinsky" (self and cross attention);
     "blocks" (blocks whose attention is not known) or "unknown". patch: (frame, height, width) of a token in latent cells.
     text_first: whether text comes before image tokens in joint attention. image_last: whether the picture is the last of the image tokens, after those of
     reference pictures. multiple: the image tokens are padded to a multiple of this. prelude: attention calls before the first block, each "text" or "image".
@@ -68,6 +68,9 @@ class Geometry:
 
 def _fail(selector, part, geometry, node):
     where = f"{node}: " if node else ""
+    if not geometry.layers:
+        raise LayerError(f"{where}Lodestar does not know the layers of this model's network, so attention and blocks cannot be changed there. Remove the node, or use one that "
+                         "acts on predictions alone.")
     raise LayerError(f"{where}layers = {selector!r}: {part!r} selects no layer of this model. It has:\n{geometry.describe()}\n"
                      "Write for example \"middle\", \"double.3-5\", \"output.*\", \"all\"; several are separated by commas.")
 

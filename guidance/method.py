@@ -46,6 +46,7 @@ class Method:
     family: ClassVar[str] = ""
     paper: ClassVar[str | tuple] = ""
     aliases: ClassVar[tuple] = ()
+    planar: ClassVar[bool] = False        # whether it works on the height and width of pictures; not for models of sound or shapes then
     evaluations: ClassVar[str] = "0"      # network evaluations added per active step, in words or as a number
 
     def __deepcopy__(self, memo):

@@ -28,6 +28,10 @@ class Specimen:
     kinds: tuple = ("joint",)
     extra: Callable = field(default=lambda rows, tokens: {})
     takes_control: bool = True
+    flow: bool = True                  # else eps prediction
+    rows: int = 1                      # rows of the smallest batch (the frames of a video U-Net)
+    streams: tuple = ()                # the shapes of further streams of a packed latent (sound beside a video)
+    text: Callable | None = None       # the arguments that hold the text, of its tokens; None: it is `context`
 
     def names(self):
         return [f"{stage}.{i}" for stage, count in self.stages.items() for i in range(count)]
@@ -179,7 +183,7 @@ def svd(frames=3):
                     legacy=False, use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True, use_spatial_context=True, merge_strategy="learned_with_images",
                     merge_factor=0.5, video_kernel_size=[3, 1, 1], **_operations())
     extra = lambda rows, tokens: {"num_video_frames": frames, "image_only_indicator": torch.zeros(rows // frames, frames)}
-    return _finish(net, (4, 4, 4), {}, kinds=("self", "cross"), extra=extra)
+    return _finish(net, (4, 4, 4), {}, kinds=("self", "cross"), extra=extra, flow=False, rows=frames)
 
 
 JOINT = {"flux": flux, "chroma": chroma, "sd3": sd3, "sd35": sd35, "aura": aura, "qwen": qwen, "lumina": lumina, "zimage": zimage, "hunyuan": hunyuan, "hidream": hidream}

@@ -141,6 +141,7 @@ class DenseDiffusion(Edit):
     paper = "Dense Text-to-Image Generation with Attention Modulation (DenseDiffusion)"
     aliases = ("DenseDiffusion", "attention modulation", "dense prompting")
     evaluations = "0 (attention written out in the edited layers)"
+    planar = True
 
     regions: Any = socket("LODESTAR_REGIONS", "The regions with their words, from the node Prompt with Regions.")
     cross_strength: float = param(1.0, "How strongly words are drawn to their regions.", 0.0, 2.0, 0.05)

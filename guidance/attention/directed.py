@@ -103,6 +103,7 @@ class DirectedDiffusion(Edit):
     paper = "Directed Diffusion"
     aliases = ("attention placement",)
     evaluations = "0 (attention to the text written out in the first steps)"
+    planar = True
 
     regions: Any = socket("LODESTAR_REGIONS", "The regions with their words, from the node Prompt with Regions.")
     strength: float = param(1.0, "How strongly the words' attention grows inside their region.", 0.0, 5.0, 0.05)

@@ -143,6 +143,10 @@ class DraftEdit(AttentionEdit):
     def default_layers(self, geometry):
         return f"all -{geometry.layers[0]}" if len(geometry.layers) > 1 else "all"
 
+    def check(self, geometry, layers):
+        if geometry.family == "lens":
+            raise ValueError("Draft Attention: this lens network always masks its attention (the padding of its text), and where attention is masked none of it is left out.")
+
     def apply(self, site, q, k, v, attend):
         image = len(range(*site.image.indices(q.shape[2])))
         cells = (site.height or 0) * (site.width or 0)

@@ -56,6 +56,7 @@ class AttentionEntropyScaling(Edit):
     paper = "Training-free Adaptation for Variable-Sized T2I Synthesis"
     aliases = ("proportional attention", "variable size", "high resolution")
     evaluations = "0"
+    planar = True
 
     strength: float = param(1.0, "Share of the correction: 1 as in the paper, 0 switches the node off.", 0.0, 2.0, 0.01)
     train_width: int = param(0, "Width in pixels that the model was trained at; 0 takes the model's own.", 0, 16384, 8)

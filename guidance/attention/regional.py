@@ -122,6 +122,7 @@ class RegionalPrompts(Edit):
     paper = "Dense Text-to-Image Generation with Attention Modulation, and attention couple / regional prompting as in public packs"
     aliases = ("attention couple", "regional prompting", "latent couple")
     evaluations = "0 (cross-attention: one more a region and layer; joint attention: longer text)"
+    planar = True
     selectors = ("layers", "separate")
 
     regions: Any = socket("LODESTAR_REGIONS", "The regions, each with a prompt: from the node Prompt with Regions, or with conditionings of their own.")

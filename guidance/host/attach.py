@@ -3,7 +3,7 @@ import dataclasses
 
 from ..engine import Pipeline
 from ..layers import select
-from ..method import ModelRef, Prompt
+from ..method import BadInput, ModelRef, Prompt
 from . import features
 from .facts import Facts
 
@@ -25,7 +25,10 @@ def attach(patcher, method, alone=False):
     if method.neutral():
         return clone
     _check_layers(patcher, method)
-    method = method.fitted(Facts(patcher))
+    facts = Facts(patcher)
+    if method.planar and facts.dimensions < 2:
+        raise BadInput(method.title, "model", facts.network, "It works on the height and width of pictures and videos; what this model samples has only one axis.")
+    method = method.fitted(facts)
     clone.model_options[KEY] = (Pipeline() if alone else pipeline_of(patcher)).add(method)
     if features.wrappers():
         from . import runs

@@ -20,7 +20,8 @@ from .places import inside, prompt_first, prompt_of, unet_grid
 from .shadow import Appended, Shadow, own_texts
 
 LAYER = "lodestar_layer"
-NO_SHADOW = {"hidream": "their text enters every block anew, from a language model whose states a second text stream would need"}
+NO_SHADOW = {"hidream": "their text enters every block anew, from a language model whose states a second text stream would need",
+             "krea": "the layers of their text encoder are joined by attention of their own before the blocks", "mochi": "every row's text is cut to the length of the prompt"}
 
 
 def install(call, options):
@@ -238,7 +239,8 @@ def _block(layer, previous):
     def run(args, extra):
         options = args.get("transformer_options")
         net = None if options is None else options.get("lodestar_net")
-        place = {"layer": layer, "calls": 0, "total": None, "image": _tokens(args.get("img")), "text": _tokens(args.get("txt")), "pe": args.get("pe")}
+        place = {"layer": layer, "calls": 0, "total": None, "image": _tokens(args.get("img")), "text": _tokens(args.get("txt")),
+                 "pe": args.get("pe", (args["rope_cos"], args["rope_sin"]) if "rope_cos" in args else None)}
         if net is not None:
             if layer.stage == "double":
                 net["text"], net["image"] = place["text"], place["image"]
@@ -297,6 +299,8 @@ def _computed_again(geometry):
 def _grid(geometry, shape):
     """Token grid (frames, height, width) of a latent of this shape."""
     pt, ph, pw = geometry.patch
+    if len(shape) == 3:      # a sequence: one row
+        return 1, 1, shape[-1]
     frames = -(-shape[2] // pt) if len(shape) == 5 else 1
     return frames, -(-shape[-2] // ph), -(-shape[-1] // pw)
 
@@ -349,6 +353,8 @@ def joint_slices(geometry, net, count, tokens):
     """Slices of the text and of the picture in a stream of `count` tokens that holds both, None where they do not fit."""
     padded = -(-tokens // geometry.multiple) * geometry.multiple
     text = net.get("text") or (count - padded)
+    if count < text + padded:      # Mochi cuts the padding of its text off inside the block
+        text = count - padded
     others = count - text - padded                   # tokens of reference pictures
     if text <= 0 or others < 0:
         return None
@@ -476,7 +482,7 @@ def _rotation(call, place, net, q):
     pe = place.get("pe") if place.get("pe") is not None else net.get("pe")
     if pe is None:
         return None
-    found = rotary.read(pe, q, split=call.session.geometry.family == "cosmos")
+    found = rotary.read(pe, q, split=call.session.geometry.family in ("cosmos", "ideogram"))
     if found is None and not vars(call.session).setdefault("rotation_unknown", False):
         call.session.rotation_unknown = True
         logging.warning("Lodestar: the rotary embedding of %s has a form that is not known; queries are edited as they are, turned.", _network(call.session))
@@ -513,6 +519,8 @@ def shadow_rows(call, options, x, roles):
     if not carried:
         return None
     if geometry.family not in JOINT_FAMILIES:
+        if geometry.family in REFUSED:
+            raise ValueError(f"{getattr(edits[0], 'title', 'A negative prompt inside attention')} is not possible on {geometry.family} networks: {REFUSED[geometry.family]}.")
         return Appended(call, edits, options)
     if len(edits) > 1:
         raise ValueError("Two attention edits with texts of their own cannot run on one model with joint attention; keep one of them.")
@@ -535,13 +543,16 @@ def _refuse_unreachable(call):
         if edit.kinds:
             edit.check(session.geometry, layers)
         if edit.kinds and layers and not any(set(edit.kinds) & set(layer.attentions) for layer in layers):
-            kinds = sorted({k for layer in layers for k in layer.attentions}) or ["no known"]
+            kinds = sorted({k for layer in layers for k in layer.attentions})
+            if not kinds:
+                raise ValueError(f"{_network(session)} tells its attention nothing about the call, so no edit can find its rows: nodes that change or read attention cannot act on this "
+                                 "model. Nodes that leave blocks out or act on predictions can.")
             raise ValueError(f"{type(edit).__name__} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "
                              f"attention. It has:\n{session.geometry.describe()}")
 
 
 def _network(session):
-    return type(session.model.diffusion_model).__name__
+    return session.network
 
 
 def expected(call, options):

@@ -17,12 +17,12 @@ from .compiled import eager
 from .geometry import block_modules
 from .places import unet_grid
 
-_ROTARY = ("freqs_cis", "rope", "rope_emb_L_1_1_D")      # what blocks without a replacement call their rotary embedding
-_TEXT = ("text_tokens", "y")                             # and their text stream
+_ROTARY = ("freqs_cis", "rope", "rope_emb_L_1_1_D", "freqs", "image_rotary_emb")      # what blocks without a replacement call their rotary embedding
+_TEXT = ("text_tokens", "encoder_hidden_states", "y")                             # and their text stream
 
 
 def _network(call):
-    return type(call.session.model.diffusion_model).__name__
+    return call.session.network
 
 
 def _replaceable(geometry, layer):
@@ -116,7 +116,7 @@ def _forward(call, options, layer, part, module, inner, edited):
         like = given[image]
         streams = {"image": _tokens(module, like)}
         text = next((n for n in _TEXT if isinstance(given.get(n), torch.Tensor) and given[n].ndim == 3), None)
-        if text is not None and (family == "blocks" or (family == "hidream" and layer.stage == "double")):
+        if text is not None and (family in ("blocks", "cogvideo") or (family == "hidream" and layer.stage == "double")):
             streams["text"] = given[text]
 
         def block(entered):
@@ -238,5 +238,5 @@ def check_run(session):
     lost = vars(session).get("blocks_wanted", set()) - vars(session).get("blocks_fired", set())
     if lost:
         names = ", ".join(sorted({type(e).__name__ for e in lost}))
-        raise RuntimeError(f"{names} never reached the blocks of {type(session.model.diffusion_model).__name__}: this host or another node runs them where block edits "
+        raise RuntimeError(f"{names} never reached the blocks of {session.network}: this host or another node runs them where block edits "
                            "cannot act.")

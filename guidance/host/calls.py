@@ -240,7 +240,7 @@ class Session:
         self.forced_role = None
         self.prompt_first = False      # guidance.host.places.prompt_first, looked up before the network is called
         self._branches, self._selected, self._prompts = {}, {}, {}
-        self._geometry = None
+        self._geometry = self._network = None
         self.peers = {}
         self.references, self.references_first = {}, False      # latents and noise of references; whether they cannot share the others' network calls
         self.converted = {}      # {Prompt: entries} of the methods' own prompts, their hooks registered
@@ -252,10 +252,18 @@ class Session:
         return self.guider.inner_model
 
     @property
+    def network(self):
+        """The name of the network's class; known after the run too, when the guider has let its model go."""
+        if self._network is None:
+            self._network = type(self.model.diffusion_model).__name__
+        return self._network
+
+    @property
     def geometry(self):
         if self._geometry is None:
             from .geometry import of_network
             self._geometry = of_network(self.model.diffusion_model)
+            self._network = type(self.model.diffusion_model).__name__
         return self._geometry
 
     def branch_number(self, branch):

@@ -32,6 +32,11 @@ class Facts:
         return output_levels(self.patcher.model.diffusion_model)
 
     @property
+    def dimensions(self):
+        """Axes of the latent behind its channels: 1 for sound and shapes, 2 for pictures, 3 for videos."""
+        return getattr(getattr(self.patcher.model, "latent_format", None), "latent_dimensions", 2)
+
+    @property
     def cell(self):
         """Side of a latent cell in pixels."""
         latent = getattr(self.patcher.model, "latent_format", None)

@@ -50,6 +50,8 @@ def _patch(net, default):
 def _two_streams(net):
     """Flux, Chroma, Hunyuan Video: blocks of two streams, then of one."""
     layers = _stack(net.double_blocks, "double", ("joint",), "double_block") + _stack(net.single_blocks, "single", ("joint",), "single_block")
+    if hasattr(net, "latent_in"):      # Hunyuan 3D: a token for each place of the sequence
+        return Geometry("flux", layers)
     refiner = getattr(getattr(net, "txt_in", None), "individual_token_refiner", None)
     family = "hunyuan" if refiner is not None else "flux"
     flipped = len(net.double_blocks) and getattr(net.double_blocks[0], "flipped_img_txt", False)
@@ -71,15 +73,31 @@ def _transformer_blocks(net):
         return Geometry("blocks", _stack(net.transformer_blocks, "block", (), "double_block"), _patch(net, 1))
     if hasattr(first, "attn1") and hasattr(first, "attn2") and hasattr(net, "patchify_proj"):
         return Geometry("ltx", _stack(net.transformer_blocks, "block", ("self", "cross"), "double_block"), _patch(net, 1))
-    if hasattr(getattr(first, "attn", None), "add_q_proj"):
+    if hasattr(getattr(first, "attn", None), "add_q_proj") and hasattr(net, "txt_norm"):
         return Geometry("qwen", _stack(net.transformer_blocks, "double", ("joint",), "double_block"), _patch(net, 2))
+    if hasattr(getattr(first, "attn", None), "img_qkv"):
+        return Geometry("lens", _stack(net.transformer_blocks, "double", ("joint",), "double_block"), text_first=False)
     return Geometry("blocks", _stack(net.transformer_blocks, "block", (), "double_block"), _patch(net, 2))
+
+
+def _single_stream(net):
+    """Ideogram 4 and Ernie: one stream; the host tells Ernie's attention nothing of the call."""
+    if hasattr(net, "llm_cond_proj"):
+        return Geometry("ideogram", _stack(net.layers, "layer", ("joint",), None))
+    return Geometry("blocks", _stack(net.layers, "layer", (), None), _patch(net, 1))
 
 
 def _blocks(net):
     """Wan, Cosmos, and others with one list (or dictionary) of blocks."""
     blocks = list(net.blocks.values()) if hasattr(net.blocks, "values") else list(net.blocks)
     first = blocks[0]
+    if hasattr(net, "txtfusion"):      # Krea 2: the layers of its text encoder are joined by attention first
+        fusion = net.txtfusion
+        return Geometry("krea", _stack(blocks, "block", ("joint",), None), (1, net.patch, net.patch), prelude=("text",) * (len(fusion.layerwise_blocks) + len(fusion.refiner_blocks)))
+    if hasattr(first, "attn_out") and hasattr(first, "ff_proj"):      # CogVideoX
+        return Geometry("cogvideo", _stack(blocks, "block", ("joint",), None), (getattr(net, "patch_size_t", None) or 1, net.patch_size, net.patch_size))
+    if hasattr(getattr(first, "attn", None), "qkv_y"):
+        return Geometry("mochi", _stack(blocks, "block", ("joint",), "double_block"), _patch(net, 2), text_first=False)
     if hasattr(first, "self_attn") and hasattr(first, "cross_attn"):
         if not hasattr(first.self_attn, "q"):
             return Geometry("cosmos", _stack(blocks, "block", ("self", "cross"), None), _patch(net, 2))
@@ -98,6 +116,10 @@ def of_network(net):
         return _unet(net)
     if hasattr(net, "double_blocks") and hasattr(net, "single_blocks"):
         return _two_streams(net)
+    if hasattr(net, "double_blocks") and hasattr(net, "condition_embedder"):
+        return Geometry("joy", _stack(net.double_blocks, "double", ("joint",), "double_block"), _patch(net, 2), text_first=False)
+    if hasattr(net, "visual_transformer_blocks"):
+        return Geometry("kandinsky", _stack(net.visual_transformer_blocks, "block", ("self", "cross"), None), _patch(net, 2), prelude=("text",) * len(net.text_transformer_blocks))
     if hasattr(net, "joint_blocks"):
         return Geometry("sd3", _stack(net.joint_blocks, "double", ("joint",), "double_block"), _patch(net, 2))
     if hasattr(net, "double_stream_blocks") and hasattr(net, "single_stream_blocks"):
@@ -108,11 +130,18 @@ def of_network(net):
         return Geometry("aura", layers, _patch(net, 2))
     if hasattr(net, "layers") and hasattr(net, "context_refiner"):
         return _lumina(net)
+    if len(getattr(net, "layers", ())) and (hasattr(net, "llm_cond_proj") or hasattr(net, "text_proj")):
+        return _single_stream(net)
     if len(getattr(net, "transformer_blocks", ())):
         return _transformer_blocks(net)
     if len(getattr(net, "blocks", ())):
         return _blocks(net)
     return Geometry("unknown", ())
+
+
+def pairs_only(net):
+    """Whether a network takes every batch for its negative and its positive half (SeedVR2), so that further predictions need calls of their own."""
+    return hasattr(net, "_swap_pos_neg_halves")
 
 
 def output_levels(net):
@@ -136,7 +165,7 @@ def checkpoint_modules(net):
         return [m for s in sequences for m in s if any(True for _ in m.parameters(recurse=True))]
     found = []
     for name in ("double_blocks", "single_blocks", "joint_blocks", "transformer_blocks", "double_layers", "single_layers",
-                 "double_stream_blocks", "single_stream_blocks", "layers", "blocks"):
+                 "double_stream_blocks", "single_stream_blocks", "visual_transformer_blocks", "layers", "blocks"):
         blocks = getattr(net, name, None)
         if blocks is not None:
             found += list(blocks.values() if hasattr(blocks, "values") else blocks)
@@ -144,7 +173,7 @@ def checkpoint_modules(net):
 
 
 _STACKS = {"double": ("double_blocks", "joint_blocks", "double_layers", "double_stream_blocks", "transformer_blocks"),
-           "single": ("single_blocks", "single_layers", "single_stream_blocks"), "layer": ("layers",), "block": ("transformer_blocks", "blocks")}
+           "single": ("single_blocks", "single_layers", "single_stream_blocks"), "layer": ("layers",), "block": ("transformer_blocks", "visual_transformer_blocks", "blocks")}
 
 
 def block_modules(net, layer):

@@ -100,6 +100,45 @@ def _turn_back(ctx, *slopes):
     return *[_turn(s, back) for s in slopes], None
 
 
+def _keep_inputs(ctx, inputs, output):
+    ctx.places = [i for i, t in enumerate(inputs) if isinstance(t, torch.Tensor)]
+    ctx.inputs = [None if isinstance(t, torch.Tensor) else t for t in inputs]
+    ctx.save_for_backward(*[inputs[i] for i in ctx.places])
+
+
+def _backward_of(function):
+    """The backward of a kernel, through the same formula in plain operations."""
+    def back(ctx, *slopes):
+        with plain_context():
+            leaves = [t.detach().clone().requires_grad_(ctx.needs_input_grad[i]) for i, t in zip(ctx.places, ctx.saved_tensors)]
+            given = list(ctx.inputs)
+            for i, leaf in zip(ctx.places, leaves):
+                given[i] = leaf
+            out = function(*given)
+            outs = out if isinstance(out, tuple) else (out,)
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            found = iter(torch.autograd.grad(outs, wanted, slopes, allow_unused=True))
+        made = [None] * len(given)
+        for i, leaf in zip(ctx.places, leaves):
+            made[i] = next(found) if leaf.requires_grad else None
+        return tuple(made)
+    return back
+
+
+@functools.lru_cache(None)
+def _give_kernels_a_backward():
+    """Some networks of the newest hosts (Cosmos Predict 2, Anima, Ernie, JoyImage) call kernels without a backward in spite of that switch: registers what is missing, once."""
+    try:
+        from comfy_kitchen.backends.eager import rope
+    except ImportError:
+        return
+    for name in ("rms_rope", "rms_rope1", "rms_rope_split_half", "rms_rope_split_half1", "apply_rope_split_half", "apply_rope_split_half1"):
+        try:
+            torch.library.register_autograd(f"comfy_kitchen::{name}", _backward_of(getattr(rope, name)), setup_context=_keep_inputs)
+        except (AttributeError, RuntimeError, ValueError):      # no such kernel, or it has a backward by now
+            continue
+
+
 @functools.lru_cache(None)
 def _give_rotations_a_backward():
     """Some hosts (about 0.8) rotate queries and keys by a kernel that has no backward and offer no switch: registers the missing formula, once."""
@@ -125,6 +164,7 @@ class HostContext:
         training = getattr(management, "in_training", None)
         if training is None:
             _give_rotations_a_backward()
+        _give_kernels_a_backward()
         with plain_context():
             for each in (network, *(peer.patcher.model.diffusion_model for peer in self.session.peers.values())):
                 make_normal(each)

@@ -11,7 +11,8 @@ from .shadow import _pad_mask, own_texts, own_tokens
 
 # where the text is mixed before the blocks, or the place of the picture depends on its length, another text cannot stand behind the prompt
 REFUSED = {"lumina": "the place of its picture depends on the length of the text", "hunyuan": "its text tokens are mixed with one another before the first block",
-           "hidream": "its text enters every block anew, from a language model"}
+           "hidream": "its text enters every block anew, from a language model", "krea": "its text tokens are mixed with one another before the first block",
+           "mochi": "its text is cut to the length of the prompt inside every block", "kandinsky": "its text tokens are mixed with one another before the first block"}
 
 
 class Joined:

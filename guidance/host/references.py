@@ -12,6 +12,7 @@ import torch
 from ..attention.edits import Shared
 from ..attention.sources import entries, own_noise
 from ..method import BadInput
+from .geometry import pairs_only
 
 NODE = "Reference"
 _OF_THE_TARGET = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "control", "control_apply_to_uncond", "gligen", "timestep_start", "timestep_end",
@@ -91,7 +92,7 @@ def begin(call, conds, timestep, model_options):
     given = [(call.session.roles.get(e.get("uuid")), e) for entries_ in conds if entries_ is not None for e in entries_]
     given += [(b, e) for b in call.batched for e in call.session.prompt_conds(b.prompt)]
     needed = tuple(dict.fromkeys(b for role, e in given if awake(e, sigma) for edit in call.edits_of(role) for b in edit.references))
-    alone = call.session.references_first or "multigpu_clones" in model_options or model_options.get("context_handler") is not None
+    alone = call.session.references_first or pairs_only(call.session.model.diffusion_model) or "multigpu_clones" in model_options or model_options.get("context_handler") is not None
     if alone:
         evaluate(call, needed, timestep)
         needed = ()

@@ -1,6 +1,7 @@
 """The engine on hosts with wrappers: one run around sampling, one call around each prediction."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 
@@ -13,6 +14,7 @@ from ..method import NEGATIVE, POSITIVE, Branch
 from . import attention_hooks, block_hooks, control_hooks, features, gradients, peers, prompts, references, unet_hooks
 from .attach import KEY
 from .calls import OPTION, Call, Session
+from .geometry import pairs_only
 
 SESSION = "lodestar_session"
 _OUTER = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask", "callback", "disable_pbar", "seed", "latent_shapes")
@@ -57,7 +59,7 @@ def outer_sample(executor, *args, **kwargs):
 def _refuse_packed(arguments):
     shapes = arguments["latent_shapes"]
     if shapes is not None and len(shapes) > 1:
-        raise ValueError(f"Lodestar: this latent packs {len(shapes)} streams (video and audio) into one tensor; the guidance nodes on this model "
+        raise ValueError(f"Lodestar: this latent packs {len(shapes)} streams (such as video and audio) into one tensor; the guidance nodes on this model "
                          "do not support packed latents. Remove them, or sample the streams separately.")
 
 
@@ -130,7 +132,7 @@ def _evaluate(executor, call, x, timestep, model_options, seed, guider, scale):
         options["disable_cfg1_optimization"] = True
     if plan.rule is not None and plan.w != 1.0:
         options["sampler_cfg_function"] = _rule_slot(call, options.get("sampler_cfg_function"))
-    separate = options.get("context_handler") is not None
+    separate = options.get("context_handler") is not None or pairs_only(session.model.diffusion_model)
     if separate:
         call.single, call.batched = call.batched + call.single, []
     options["sampler_post_cfg_function"] = [_recorder(call), *options.get("sampler_post_cfg_function", [])]
@@ -229,7 +231,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
     network = call.session.model.diffusion_model if network is None else network
     control, errors = control_hooks.wrapped(call, control)
-    with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network):
+    with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network), _named_sizes(call, x, network):
         if shadow is None:
             out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         else:
@@ -238,6 +240,30 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
         raise errors[0]
     attention_hooks.check_fired(call, options)
     return out
+
+
+def _ours(error):
+    """Whether the pack itself raised an error."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "").startswith(__package__.rpartition(".")[0] + ".")
+
+
+@contextlib.contextmanager
+def _named_sizes(call, x, network):
+    """Within it, a network that fails on another size than the sampled one says so: patches that do not fit, positions that it does not know."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ZeroDivisionError, ValueError) as error:
+        import comfy.model_management as management
+        given = tuple(x.shape[-2:])
+        full = given if call.step is None else tuple(call.step.x.shape[-2:])
+        if given == full or isinstance(error, management.OOM_EXCEPTION) or "out of memory" in str(error).lower() or _ours(error):
+            raise
+        size = lambda cells: " x ".join(map(str, cells))
+        raise ValueError(f"{type(network).__name__} cannot be run on {size(given)} latent cells, which a guidance node or a prompt with an area asks for (the picture has {size(full)}). "
+                         f"Sample a larger picture, or one whose parts this network can divide into its patches. It said: {str(error) or type(error).__name__}") from error
 
 
 def _no_step_cache_for_newcomers(options):

@@ -109,6 +109,8 @@ class Blurred(Transform):
 class _Sharpen(Term):
     """result = base + scale (u - D'): the prediction of the degraded input is pushed away from."""
 
+    planar = True
+
     def transform(self, step):
         raise NotImplementedError
 

@@ -74,6 +74,7 @@ class SmoothedEnergyGuidance(Push):
     paper = "Smoothed Energy Guidance (SEG)"
     aliases = ("SEG",)
     evaluations = "1"
+    planar = True
 
     scale: float = param(3.0, "Strength of the push away from the smoothed prediction; 0 switches the node off.", 0.0, 100.0, 0.1)
     blur_sigma: float = param(INFINITE, "Blur of the queries, in tokens of the layer: 0 none, 9999 infinite (every query becomes the mean query).", 0.0, INFINITE, 0.1)

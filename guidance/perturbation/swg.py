@@ -28,6 +28,7 @@ class SlidingWindowGuidance(Term):
     paper = "Guiding a diffusion model with itself using sliding windows (SWG, M-SWG), BMVC 2025, arXiv 2411.10257"
     aliases = ("SWG", "M-SWG")
     evaluations = "windows^2 crops (by default as much as 1.6)"
+    planar = True
 
     scale: float = param(0.5, "Strength of the push away from the prediction through windows; 0 switches the node off.", 0.0, 100.0, 0.05)
     crop: float = param(0.625, "Side of a window, as a share of the picture's; 1 switches the node off.", 0.1, 1.0, 0.005)

@@ -64,6 +64,7 @@ class UpsampleGuidance(Term):
     family = "perturbation"
     paper = "Upsample Guidance"
     evaluations = "1 / factor^2 for each prompt"
+    planar = True
     resizes = True
 
     factor: int = param(2, "How many times larger the picture is than those the model was trained on; 1 switches the node off.", 1, 8, 1)

@@ -1,0 +1,93 @@
+"""What each node is given so that it acts on a tiny network: windows open all the way, strengths that show. One line per node; a node without one fails the test."""
+import torch
+
+from .models import latent_of, tokens_of
+
+WHOLE = {"start_percent": 0.0, "end_percent": 1.0}
+TEXT = "red ball, blue cube"       # five pieces and an end
+
+
+class Clip:
+    """A text encoder of the specimen's width: one token a word, an end, and padding up to the specimen's length."""
+
+    def __init__(self, specimen):
+        self.specimen = specimen
+
+    def tokenize(self, text):
+        words = text.replace(",", " ,").split()
+        ids = [sum(map(ord, w)) + 10 for w in words] + [1]
+        return {"t5": [[(i, 1.0) for i in ids + [0] * (self.specimen.tokens - len(ids))]]}
+
+    def encode_from_tokens_scheduled(self, tokens):
+        made = [torch.randn(self.specimen.width, generator=torch.Generator().manual_seed(i)) for i, _ in tokens["t5"][0]]
+        text = torch.stack(made)[None]
+        return [[text + text.mean(1, keepdim=True), {"pooled_output": torch.full((1, 16), 0.1)}]]      # a token knows of the others, as in every encoder
+
+
+class Bench:
+    """One specimen with what nodes take: `other` prompt, `latent`, `mask`, `regions` and the conditioning that goes with them."""
+
+    def __init__(self, specimen, definitions):
+        self.specimen, self.definitions = specimen, definitions
+        self.clip, self.other, self.latent = Clip(specimen), tokens_of(specimen, 3), latent_of(specimen, 4)
+        self.mask = torch.zeros(1, 8, 8)
+        self.mask[:, :, :4] = 1.0
+        self.positive, self.plain = None, None
+
+    def node(self, node_id, **given):
+        """The outputs of a node, with its own defaults for what is not given."""
+        definition = self.definitions[node_id]
+        defaults = {i.name: i.default for i in definition.inputs if i.widget or i.optional}
+        return definition.call({**defaults, **given})[0]
+
+    def regions(self):
+        made = self.node("LodestarRegionsFromJSON", text='[{"box": [0, 0, 0.5, 1], "words": "red ball", "prompt": "green"}, {"box": [0.5, 0.25, 0.4, 0.6], "words": "blue cube", "prompt": "white"}]')
+        self.positive, found = self.node("LodestarRegionPrompt", clip=self.clip, text=TEXT, regions=made[0])
+        return {"regions": found}
+
+    def encoded(self):
+        """Sets the prompt that the plain run has, where the node encodes it in another way."""
+        self.plain = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(TEXT))
+        return {"clip": self.clip, "text": TEXT}
+
+    def loss(self, model):
+        return self.node("LodestarTargetImageLoss", model=model, latent=self.latent)[0]
+
+
+# {node id: what it is given besides the model}
+GIVEN = {
+    "LodestarAttentionEntropyScaling": lambda b, m: {**WHOLE, "train_width": 32, "train_height": 32},
+    "LodestarBlurGuidance": lambda b, m: WHOLE,
+    "LodestarCtrlX": lambda b, m: {"structure": b.latent, "appearance": latent_of(b.specimen, 5), "structure_end": 1.0, "appearance_end": 1.0},
+    "LodestarDenseDiffusion": lambda b, m: {**WHOLE, **b.regions()},
+    "LodestarDirectedDiffusion": lambda b, m: {**b.regions(), "steps": 1.0},
+    "LodestarDraftAttention": lambda b, m: {**WHOLE, "least_tokens": 0, "pool_height": 1, "pool_width": 2},
+    "LodestarFreeU": lambda b, m: WHOLE,
+    "LodestarMutualSelfAttention": lambda b, m: {**WHOLE, "reference": b.latent},
+    "LodestarNegativeAwaySteerAttention": lambda b, m: {**WHOLE, "negative": b.other},
+    "LodestarNormalizedAttentionGuidance": lambda b, m: {**WHOLE, "negative": b.other},
+    "LodestarPLADIS": lambda b, m: WHOLE,
+    "LodestarPerturbedAttentionGuidance": lambda b, m: WHOLE,
+    "LodestarPromptToPrompt": lambda b, m: {"clip": b.clip, "latent": b.latent, "source": TEXT, "target": "red ball, green cube", "mode": "replace"},
+    "LodestarReferenceAttention": lambda b, m: {**WHOLE, "reference": b.latent},
+    "LodestarRegionalPrompts": lambda b, m: {**WHOLE, **b.regions()},
+    "LodestarSelfAttentionGuidance": lambda b, m: WHOLE,
+    "LodestarSkipLayerGuidance": lambda b, m: WHOLE,
+    "LodestarSlidingWindowGuidance": lambda b, m: WHOLE,
+    "LodestarSmoothedEnergyGuidance": lambda b, m: WHOLE,
+    "LodestarSpatiotemporalSkipGuidance": lambda b, m: WHOLE,
+    "LodestarStochasticSelfGuidance": lambda b, m: {**WHOLE, "drop": 0.5},
+    "LodestarStructuredDiffusionGuidance": lambda b, m: {**WHOLE, **b.encoded(), "phrases": "red ball\nblue cube"},
+    "LodestarStyleAligned": lambda b, m: {**WHOLE, "reference": b.latent},
+    "LodestarTemporalAttentionTemperature": lambda b, m: {**WHOLE, "mask": b.mask},
+    "LodestarTokenPerturbationGuidance": lambda b, m: WHOLE,
+    "LodestarUniversalGuidance": lambda b, m: {**WHOLE, "loss": b.loss(m)},
+    "LodestarUpsampleGuidance": lambda b, m: WHOLE,
+}
+# families of nodes that do not look into the network: their tests are on the mixture and on two networks
+OUTSIDE = ("rules", "inspection", "inversion", "samplers", "regions")
+
+
+def wanted(methods, attachable):
+    """The node ids of the matrix, in the order of the catalogue."""
+    return [node_id for node_id, cls in methods.items() if attachable(cls) and cls.family not in OUTSIDE]
