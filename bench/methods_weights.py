@@ -1,12 +1,18 @@
-"""What is measured for methods beside a reference with its own control."""
-from .plan import Claim, Comparison, Cost, Entry, Setup, use
+"""What is measured for methods that run with weights of their own, or beside a reference with its own control."""
+from .plan import CAPTION_METRICS, Claim, Comparison, Cost, Entry, Setup, use
 
 DEPTH = "attention.depth_injection:DepthGuidedInjection"
+EASY = "attention.easycontrol:EasyControl"
 
 _told = dict(reference="$reference", reference_prompt="$reference_words")
 _AGREEING = ("background", "palette", "accuracy", "clipped", "std_ratio", "evaluations")
 
 ENTRIES = (
+    Entry(
+        "LodestarEasyControl",      # the outlines of the captions' scenes: how near the pictures come to them
+        (Comparison(Setup("EasyControl, outlines, w = 4", 4.0, (use(EASY, condition="$outlines", lora="$outlines_lora"),)), Setup("CFG, w = 4", 4.0),
+                    (Claim("target_distance", "lower"), Claim("accuracy", "not lower", 0.1)), CAPTION_METRICS + ("target_distance",), generators=("dit",)),),
+        (Cost("EasyControl, condition of the picture's size", methods=(use(EASY, condition="$outlines"),), heavy=False, peer=r"(?i)easycontrol"),)),
     Entry(
         "LodestarDepthGuidedInjection",      # no depth ControlNet is bundled: texture from the reference, places from the prompt
         (Comparison(Setup("injection, no depth", 4.0, (use(DEPTH, **_told),), prompts="moved"), Setup("CFG, w = 4, no reference", 4.0, prompts="moved"),

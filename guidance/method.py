@@ -46,6 +46,7 @@ class Method:
     family: ClassVar[str] = ""
     paper: ClassVar[str | tuple] = ""
     aliases: ClassVar[tuple] = ()
+    stateful: ClassVar[bool] = False      # whether `edits` is given the method's state of the run beside the step
     evaluations: ClassVar[str] = "0"      # network evaluations added per active step, in words or as a number
 
     def __deepcopy__(self, memo):

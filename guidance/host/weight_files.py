@@ -1,0 +1,43 @@
+"""Weight files of methods that need some: found in the host's model folders, read from safetensors."""
+from __future__ import annotations
+
+import os
+
+from ..method import BadInput
+
+OWN = "lodestar"       # models/lodestar
+
+
+def _folders():
+    try:
+        import folder_paths
+    except ImportError:      # the host from PyPI keeps it in its package
+        from comfy.cmd import folder_paths
+    return folder_paths
+
+
+def names(folder=OWN):
+    """The files in a model folder of the host, sorted; none without a host."""
+    try:
+        folders = _folders()
+    except ImportError:
+        return []
+    if folder == OWN and OWN not in folders.folder_names_and_paths:
+        folders.add_model_folder_path(OWN, os.path.join(folders.models_dir, OWN))
+    try:
+        return sorted(n for n in folders.get_filename_list(folder) if n.endswith(".safetensors"))
+    except (KeyError, FileNotFoundError):
+        return []
+
+
+def load(node, field, name, folder=OWN):
+    """The tensors of a file, by its name in the folder; BadInput where there is none or it is no safetensors file."""
+    known = names(folder)
+    path = _folders().get_full_path(folder, name) if known else None
+    if path is None:
+        raise BadInput(node, field, name, f"Put a safetensors file into models/{folder}; there are: {', '.join(known) or 'none'}.")
+    from safetensors.torch import load_file
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise BadInput(node, field, name, f"It is not a complete safetensors file ({error}). Files of other formats have to be converted.") from error
