@@ -20,16 +20,16 @@ def _outline(g, into, x, y, side, line=3):
 
 
 def _easycontrol(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: outlines drawn by hand say where two squares are to be, the prompt says their colours. Above with the node, below without, then the outlines.",
-                  prompt="a blue square and a yellow square", model="dit")
+    scene = Scene(definitions, f"{definition.title}: outlines drawn by hand say where two squares are to be, the prompt says the rest. Above with the node, below without, then the outlines.",
+                  prompt="a large blue square left of a large yellow square", model="dit")
     g = scene.graph
     drawn = g.add("SolidMask", "An empty sheet", value=0.0, width=SIZE, height=SIZE)[0]
     drawn = _outline(g, _outline(g, drawn, 10, 12, 38), 72, 74, 38)
     picture = g.add("MaskToImage", mask=drawn)[0]
     lora = g.add("LodestarLoadConditionLora")[0]
     model = g.add(definition.node_id, model=scene.model, condition=g.add("VAEEncode", pixels=picture, vae=scene.vae)[0], lora=lora)[0]
-    scene.save(scene.sample(model, title="With the node"), name, "With the node")
-    scene.save(scene.sample(title="Without it"), f"{name}_without", "Without it")
+    scene.save(scene.sample(model, seed=SEED + 2, title="With the node"), name, "With the node")
+    scene.save(scene.sample(seed=SEED + 2, title="Without it"), f"{name}_without", "Without it")
     g.add("SaveImage", "The outlines", images=picture, filename_prefix=f"lodestar/{name}_outlines")
     return g
 
