@@ -162,11 +162,11 @@ class Subject:
         if text == "$vae":
             return self.vae
         if text == "$letters":
-            from ..demo.train_reader import letters
+            from ..demo.reader import letters
             return "\n".join(letters(c.scene) for c in batch)
         if text == "$reader":
-            from ..guidance.attention.glyph_reader import TextScore, load
-            return TextScore(load(read("reader")))
+            from ..demo.reader import ShapeScore
+            return ShapeScore()
         if text == "$outlines_lora":
             from ..guidance.attention.condition_lora import parse
             return parse(read("condition_outlines"), "bench", "lora")

@@ -35,16 +35,15 @@ def _easycontrol(definitions, definition, name):
 
 
 def _glyph(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: the bundled reader reads shapes as letters (o circle, h square, a triangle, x cross). The picture is to say \"xo\" in the colours of the source. "
-                               "Above with the node, below without, then the source.", prompt="a cross left of a circle", model="dit")
+    scene = Scene(definitions, f"{definition.title}: the bundled reader reads shapes as letters (o circle, h square, a triangle, x cross). A picture that says \"ho\" is inverted and drawn again: it is "
+                               "to say \"xo\" in the source's style. Above with the node, below without.", prompt="a large red cross left of a large blue circle")
     g = scene.graph
-    text = g.add("CLIPTextEncode", "Prompt of the source", text="a red square left of a yellow triangle on a black background", clip=scene.clip)[0]
-    source = scene.sample(positive=text, seed=SEED + 1, title="Makes the source")
+    text, found = inverted(scene, "a large red square left of a large blue circle")
     reader = g.add("LodestarLoadTextRecogniser")[0]
-    model = g.add(definition.node_id, model=scene.model, recogniser=reader, vae=scene.vae, text="xo", reference=source, reference_prompt=text, every=2)[0]
-    scene.save(scene.sample(model, title="With the node"), name, "With the node")
-    scene.save(scene.sample(title="Without it"), f"{name}_without", "Without it")
-    scene.save(source, f"{name}_source", "The source")
+    model = g.add(definition.node_id, model=scene.model, recogniser=reader, vae=scene.vae, text="xo", trajectory=found[3], reference_prompt=text, every=2)[0]
+    euler = g.add("KSamplerSelect", sampler_name="euler")[0]
+    scene.save(scene.custom(euler, found[2], found[1], model=model), name, "With the node")
+    scene.save(scene.custom(euler, found[2], found[1]), f"{name}_without", "Without it")
     return g
 
 

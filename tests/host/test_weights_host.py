@@ -212,6 +212,51 @@ def test_the_other_networks_of_the_flux_type(lab, name):
         close(found, own[:, :, specimen.tokens:])
 
 
+GLYPH = "LodestarGlyphAdaptiveAttention"
+
+
+class TinyVAE:
+    """Enough of a VAE for the decoder of the clean estimate: latents of 4 channels to pictures of 3."""
+
+    def __init__(self):
+        class Network(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.mix = torch.nn.Parameter(torch.randn(3, 4, generator=torch.Generator().manual_seed(1)) * 0.3, requires_grad=False)
+
+            def decode(self, latent):
+                picture = torch.einsum("oc,bchw->bohw", self.mix.to(latent), latent)
+                return torch.nn.functional.interpolate(picture, scale_factor=4)
+        self.first_stage_model, self.vae_dtype = Network(), torch.float32
+
+
+@pytest.mark.method(GLYPH)
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_glyph_adaptive_attention_reads_each_picture_for_itself(lab, kind):
+    usable(lab)
+    from lodestar.tests import readers
+    from lodestar.guidance.attention.glyph_adaptive import GlyphAdaptiveAttention
+    from lodestar.guidance.attention.glyph_reader import TextScore
+    scores = []
+
+    class Noted(TextScore):
+        def __call__(self, pictures, texts):
+            scores.append(super().__call__(pictures, texts))
+            return scores[-1]
+    model = getattr(lab, kind)
+    given = dict(recogniser=Noted(readers.fresh(3)), vae=TinyVAE(), text="ab1\nxy\nq", reference=lab.latent, start_percent=0.0, every=2, scale=2.0)
+    guided = lab.attach(model, GlyphAdaptiveAttention(**given))
+    out, base = lab.run(guided, batch=3, steps=4), lab.run(model, batch=3, steps=4)
+    assert torch.isfinite(out).all() and (out - base).abs().max() > 1e-3
+    assert len(scores) == 2 and all(s.shape == (3,) for s in scores)
+    assert torch.equal(lab.run(guided, batch=3, steps=4), out)      # a second run starts without an alpha
+    assert lab.engine.REPORTS[-1].by_kind["reference"] == 4          # two prompts, in the two steps behind the first reading
+    close(lab.run(lab.attach(model, GlyphAdaptiveAttention(**{**given, "text": "xy"})), seed=1, steps=4), out[1:2], 1e-3)
+    assert torch.equal(lab.run(lab.attach(model, GlyphAdaptiveAttention(**{**given, "scale": 0.0})), batch=3, steps=4), base)
+    with pytest.raises(ValueError, match="text = '3 lines'.*2 pictures"):
+        lab.run(guided, batch=2, steps=4)
+
+
 DEPTH = "LodestarDepthGuidedInjection"
 
 

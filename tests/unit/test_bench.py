@@ -6,6 +6,7 @@ import torch
 
 from lodestar.bench import costs, plan, references, stats, store, subject
 from lodestar.demo import measure, scenes
+from lodestar.demo.reader import ShapeScore
 
 
 def test_frechet_distance_of_gaussians_is_the_closed_form():
@@ -71,7 +72,7 @@ def test_every_method_of_the_table_exists_and_validates():
             for used in setup.methods:
                 assert used.cls.node_id.startswith("Lodestar")
                 latent = {"samples": torch.zeros(1, 16, 16, 16)}
-                made = {"$reference": latent, "$outlines": latent}      # what a method cannot do without
+                made = {"$reference": latent, "$outlines": latent, "$letters": "ox", "$reader": ShapeScore()}      # what a method cannot do without
                 used.cls(**{k: made.get(v, v) if isinstance(v, str) else v for k, v in used.values if not (isinstance(v, str) and v.startswith("$") and v not in made)}).validate()
         assert entry.comparisons and node_id.startswith("Lodestar")
 
