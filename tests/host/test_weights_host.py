@@ -322,7 +322,11 @@ def test_weight_files_are_found_and_wrong_ones_named(lab, tmp_path, monkeypatch)
     from lodestar.nodes.weights import NODES
     from safetensors.torch import save_file
     folders = weight_files._folders()
-    monkeypatch.setitem(folders.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    if hasattr(folders.folder_names_and_paths, "get"):
+        monkeypatch.setitem(folders.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    else:      # the table of the host from PyPI cannot be put back
+        monkeypatch.setattr(folders, "get_filename_list", lambda folder: [p.name for p in tmp_path.iterdir()])
+        monkeypatch.setattr(folders, "get_full_path", lambda folder, name: str(tmp_path / name) if (tmp_path / name).is_file() else None)
     save_file({"lora_unet.down": torch.zeros(2)}, str(tmp_path / "ordinary.safetensors"))
     (tmp_path / "broken.safetensors").write_bytes(b"version https://git-lfs")
     load = NODES[0].run
@@ -330,3 +334,18 @@ def test_weight_files_are_found_and_wrong_ones_named(lab, tmp_path, monkeypatch)
     for name, what in (("ordinary.safetensors", "no condition LoRA.*lora_unet"), ("broken.safetensors", "not a complete safetensors file"), ("absent.safetensors", "Put a safetensors file into models/loras")):
         with pytest.raises(ValueError, match=f"Load Condition LoRA: file = '{name}'.*{what}"):
             load(name, 0)
+
+
+@pytest.mark.method(DEPTH)
+@pytest.mark.method(GLYPH)
+def test_old_hosts_say_so(lab):
+    if lab.modern:
+        pytest.skip("this host evaluates references beside the prompts")
+    from lodestar.guidance.attention.depth_injection import DepthGuidedInjection
+    from lodestar.guidance.attention.glyph_adaptive import GlyphAdaptiveAttention
+    from lodestar.guidance.attention.glyph_reader import TextScore
+    from lodestar.tests import readers
+    glyph = GlyphAdaptiveAttention(recogniser=TextScore(readers.fresh(3)), vae=TinyVAE(), text="q", reference=lab.latent, start_percent=0.0, every=1)
+    for method in (DepthGuidedInjection(reference=lab.latent, reference_prompt=lab.tiny.prompt(3), start_percent=0.0), glyph):
+        with pytest.raises(ValueError, match="December 2024"):
+            lab.run(lab.attach(lab.unet, method), steps=3)
