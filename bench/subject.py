@@ -160,6 +160,20 @@ class Subject:
             return layout.structured_of(self, [text_of(c, "captions") for c in batch])
         if text == "$graph":
             return layout.graph_of(self, batch)
+        if text == "$outlines":
+            from ..demo.condition import outlines
+            return {"samples": code_of.encode(torch.stack([outlines(c.scene) for c in batch]), self.code)}
+        if text == "$vae":
+            return self.vae
+        if text == "$letters":
+            from ..demo.reader import letters
+            return "\n".join(letters(c.scene) for c in batch)
+        if text == "$reader":
+            from ..demo.reader import ShapeScore
+            return ShapeScore()
+        if text == "$outlines_lora":
+            from ..guidance.attention.condition_lora import parse
+            return parse(read("condition_outlines"), "bench", "lora")
         if text == "$record":
             from ..guidance.inspection.inspector import Record
             return Record()

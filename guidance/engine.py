@@ -132,10 +132,10 @@ def plan(run, step, w):
     terms.sort(key=lambda pair: (type(pair[1]).__name__, repr(dataclasses.astuple(pair[1])) if _plain(pair[1]) else ""))
     steers = [(i, s) for i, s in pipe.indexed(Steer) if s.active(step)]
     finishes = [(i, f) for i, f in pipe.indexed(Finish) if f.active(step)]
-    editors = [m for _, m in pipe.indexed((Edit, Steer, Finish)) if m.active(step)]
-    edits = tuple(e for m in editors for e in m.edits(step))
+    editors = [(i, m) for i, m in pipe.indexed((Edit, Steer, Finish)) if m.active(step)]
+    edits = tuple(e for i, m in editors for e in (m.edits(step, run.state(i)) if m.stateful else m.edits(step)))
     blocks = {}
-    for method in editors:
+    for _, method in editors:
         for prompt, found in method.blocks(step).items() if isinstance(method, Edit) else ():
             blocks[prompt] = blocks.get(prompt, ()) + tuple(found)
     wanted = [n for _, t in terms for b in t.branches(step) for n in _with_needs(b)]

@@ -47,6 +47,7 @@ class Method:
     paper: ClassVar[str | tuple] = ""
     aliases: ClassVar[tuple] = ()
     planar: ClassVar[bool] = False        # whether it works on the height and width of pictures; not for models of sound or shapes then
+    stateful: ClassVar[bool] = False      # whether `edits` is given the method's state of the run beside the step
     evaluations: ClassVar[str] = "0"      # network evaluations added per active step, in words or as a number
 
     def __deepcopy__(self, memo):

@@ -31,6 +31,11 @@ class Input:
     multiline: bool = False
 
     @property
+    def options(self):
+        """The entries of a menu; `choices` may be a function that looks them up."""
+        return list(self.choices() if callable(self.choices) else self.choices)
+
+    @property
     def widget(self):
         return self.type in WIDGETS
 
@@ -147,7 +152,7 @@ def _v3_input(i, io):
     if i.type in ("INT", "FLOAT"):
         options |= {k: v for k, v in dict(min=i.min, max=i.max, step=i.step).items() if v is not None}
     if i.type == "COMBO":
-        options["options"] = list(i.choices)
+        options["options"] = i.options
     if i.multiline:
         options["multiline"] = True
     return kind(i.name, **_known(kind, options))
@@ -155,14 +160,12 @@ def _v3_input(i, io):
 
 def v3_class(definition, io):
     """The node as a class of comfy_api's io.ComfyNode."""
-    schema = _known(io.Schema, _present(
-        node_id=definition.node_id, display_name=definition.title, category=definition.category, description=definition.description,
-        search_aliases=list(definition.aliases) or None, is_output_node=definition.output_node,
-        inputs=[_v3_input(i, io) for i in definition.inputs],
-        outputs=[io.Custom(o.type).Output(**_present(display_name=o.name, tooltip=o.tooltip)) for o in definition.outputs]))
-
     def define_schema(cls):
-        return io.Schema(**schema)
+        return io.Schema(**_known(io.Schema, _present(
+            node_id=definition.node_id, display_name=definition.title, category=definition.category, description=definition.description,
+            search_aliases=list(definition.aliases) or None, is_output_node=definition.output_node,
+            inputs=[_v3_input(i, io) for i in definition.inputs],
+            outputs=[io.Custom(o.type).Output(**_present(display_name=o.name, tooltip=o.tooltip)) for o in definition.outputs])))
 
     def execute(cls, **values):
         outputs, text = definition.call(values)
@@ -184,7 +187,7 @@ def _v1_input(i):
         options |= {k: v for k, v in dict(min=i.min, max=i.max, step=i.step).items() if v is not None}
     if i.multiline:
         options["multiline"] = True
-    return (list(i.choices) if i.type == "COMBO" else i.type, options)
+    return (i.options if i.type == "COMBO" else i.type, options)
 
 
 def v1_class(definition):

@@ -50,6 +50,8 @@ def table(head, rows):
 
 
 def _range(i):
+    if i.type == "COMBO" and callable(i.choices):
+        return "a file"
     if i.type == "COMBO":
         return ", ".join(f"`{c}`" for c in i.choices)
     if i.type in ("INT", "FLOAT") and i.min is not None and i.max is not None:

@@ -24,6 +24,7 @@ class Site:
     keys that are the prompt's own tokens (a joint call's text may hold others beside them; None where it is unknown). latent: shape of the latent that entered
     the network. mask: the network's own attention mask as an additive tensor [rows or 1, heads or 1, queries or 1, keys], or None. rotation: the rotary embedding
     of q (guidance.host.rotary), for edits that ask by `unrotates`. note(edit, tensor): files what a reading measures, tensor [rows, ...] (guidance.method.Reading).
+    streams(stream, rows): (keys, values) [rows, heads, n, head_dim] of an edit's condition tokens at this layer (guidance.host.streams).
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Site:
     latent: tuple | None = None
     rotation: Any = None
     note: Any = None
+    streams: Any = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def rows_of(site, start, stop, rows):
     if (start, stop) == (0, rows):
         return site
     mask = site.mask[start:stop] if site.mask is not None and site.mask.shape[0] == rows else site.mask
-    return replace(site, mask=mask, rotation=site.rotation and site.rotation.rows(start, stop), note=site.note and site.note.at(start))
+    return replace(site, mask=mask, rotation=site.rotation and site.rotation.rows(start, stop), note=site.note and site.note.at(start), streams=site.streams and site.streams.at(start))
 
 
 def merge_groups(labels, size):

@@ -67,13 +67,15 @@ class Source:
     """What a reference branch's rows hold: `trajectory` where there is one, else `latent` (a graph's LATENT, held) with noise of the step's level.
 
     noise "shared" takes the noise of the picture that is sampled, "own" that noise in an order of its own at every step: independent of the picture's, and still
-    the same for an entry alone and in a batch. salt tells several sources of one run apart.
+    the same for an entry alone and in a batch. salt tells several sources of one run apart. control: whether the reference's prompt keeps its ControlNet, which is then the
+    reference's own; else it is the target's.
     """
 
     latent: Held | None = None
     trajectory: Held | None = None
     noise: str = "shared"
     salt: int = 0
+    control: bool = False
 
     def __deepcopy__(self, memo):
         return self

@@ -18,6 +18,7 @@ from .features import wrappers
 from .joined import REFUSED, Joined
 from .places import inside, prompt_first, prompt_of, unet_grid
 from .shadow import Appended, Shadow, own_texts
+from .streams import Streams
 
 LAYER = "lodestar_layer"
 NO_SHADOW = {"hidream": "their text enters every block anew, from a language model whose states a second text stream would need",
@@ -470,7 +471,7 @@ def _override(call, previous):
                 raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {site.layer} in parts (guides of different strength); "
                                  "attention edits do not support that. Set the guides' strength to 1 or remove the edit.")
             net.setdefault("fired", set()).update((e, place["layer"]) for _, _, edits in groups for e in edits)
-            site = replace(site, note=Noter(call, options, place["layer"], main))
+            site = replace(site, note=Noter(call, options, place["layer"], main), streams=Streams(net, place["layer"], main) if "streams" in net else None)
             if any(e.unrotates for _, _, edits in groups for e in edits):
                 site = replace(site, rotation=_rotation(call, place, net, attention.q))
         return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine, joined))

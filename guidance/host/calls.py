@@ -49,7 +49,7 @@ class Call:
         """
         session = self.session
         if branch.source is not None:
-            source = [entry_of(session.prompt_conds(branch.prompt), float(self.step.sigma.flatten()[0]))]
+            source = [entry_of(session.prompt_conds(branch.prompt), float(self.step.sigma.flatten()[0]), branch.source.control)]
         elif x is None or x.shape[-2:] == self.step.x.shape[-2:]:
             source = session.prompt_conds(branch.prompt)
         else:

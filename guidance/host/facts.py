@@ -31,6 +31,16 @@ class Facts:
         """{output block: number of its resolution, 0 the smallest} of a U-Net, {} of other networks."""
         return output_levels(self.patcher.model.diffusion_model)
 
+    def decoder(self, vae):
+        """decode(denoised) -> pictures [n, 3, height, width] in about [0, 1]."""
+        from .decode import Decoder
+        return Decoder(vae, self.patcher.get_model_object("latent_format"))
+
+    @property
+    def hidden_size(self):
+        """Width of a DiT's tokens, None where the network does not say it."""
+        return getattr(self.patcher.model.diffusion_model, "hidden_size", None)
+
     @property
     def dimensions(self):
         """Axes of the latent behind its channels: 1 for sound and shapes, 2 for pictures, 3 for videos."""

@@ -17,6 +17,7 @@ from .geometry import pairs_only
 NODE = "Reference"
 _OF_THE_TARGET = ("area", "mask", "mask_strength", "strength", "set_area_to_bounds", "control", "control_apply_to_uncond", "gligen", "timestep_start", "timestep_end",
                   "start_percent", "end_percent", "default")
+_CONTROL = ("control", "control_apply_to_uncond")
 
 
 def awake(entry, sigma):
@@ -24,10 +25,10 @@ def awake(entry, sigma):
     return not (sigma > entry.get("timestep_start", float("inf")) or sigma < entry.get("timestep_end", float("-inf")))
 
 
-def entry_of(found, sigma):
-    """The one entry of a prompt that describes a reference: the first that is active, without what places it in the target's picture."""
+def entry_of(found, sigma, control=False):
+    """The one entry of a prompt that describes a reference: the first that is active, without what places it in the target's picture; its ControlNet stays where it is the reference's own."""
     active = [e for e in found if awake(e, sigma)] or found
-    return {k: v for k, v in active[0].items() if k not in _OF_THE_TARGET}
+    return {k: v for k, v in active[0].items() if k not in _OF_THE_TARGET or (control and k in _CONTROL)}
 
 
 # What the rows hold

@@ -11,7 +11,7 @@ from .. import engine
 from ..attention.edits import AttentionObserver
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE, Branch
-from . import attention_hooks, block_hooks, control_hooks, features, gradients, peers, prompts, references, unet_hooks
+from . import attention_hooks, block_hooks, control_hooks, features, gradients, peers, prompts, references, streams, unet_hooks
 from .attach import KEY
 from .calls import OPTION, Call, Session
 from .geometry import pairs_only
@@ -221,6 +221,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     options["lodestar_net"] = {"shape": tuple(x.shape), "rows": x.shape[0], "text_tokens": c_crossattn.shape[1] if torch.is_tensor(c_crossattn) else None}
     if call.references:
         x = references.enter(call, options, x, t, roles)
+    streams.enter(call, options, x, c_concat, c_crossattn, roles, kwargs)
     _no_step_cache_for_newcomers(options)
     report = call.session.run.report
     with call.session.run.lock:

@@ -31,7 +31,7 @@ def test_as_defined(server):
         for i in d.inputs:
             kind, options = specs[i.name][0], specs[i.name][1] if len(specs[i.name]) > 1 else {}
             if i.type == "COMBO":
-                assert (list(kind) if isinstance(kind, list) else options["options"]) == list(i.choices)
+                assert (list(kind) if isinstance(kind, list) else options["options"]) == i.options
             else:
                 assert kind == i.type
             assert options["tooltip"] == i.tooltip

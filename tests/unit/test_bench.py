@@ -6,6 +6,7 @@ import torch
 
 from lodestar.bench import costs, plan, references, stats, store, subject
 from lodestar.demo import measure, scenes
+from lodestar.demo.reader import ShapeScore
 
 
 def test_frechet_distance_of_gaussians_is_the_closed_form():
@@ -70,7 +71,8 @@ def test_every_method_of_the_table_exists_and_validates():
         for setup in [c.setup for c in entry.comparisons] + [c.base for c in entry.comparisons]:
             for used in setup.methods:
                 assert used.cls.node_id.startswith("Lodestar")
-                made = {"$reference": {"samples": torch.zeros(1, 16, 16, 16)}}      # what a method cannot do without
+                latent = {"samples": torch.zeros(1, 16, 16, 16)}
+                made = {"$reference": latent, "$outlines": latent, "$letters": "ox", "$reader": ShapeScore()}      # what a method cannot do without
                 used.cls(**{k: made.get(v, v) if isinstance(v, str) else v for k, v in used.values if not (isinstance(v, str) and v.startswith("$") and v not in made)}).validate()
         assert entry.comparisons and node_id.startswith("Lodestar")
 

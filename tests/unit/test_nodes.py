@@ -61,7 +61,7 @@ def test_definitions_are_complete(d):
         if i.widget:
             assert i.default is not None, i.name
         if i.type == "COMBO":
-            assert i.default in i.choices
+            assert i.default in i.options
         if i.type in ("INT", "FLOAT"):
             assert i.min is not None and i.max is not None and i.min <= i.default <= i.max, i.name
     assert all(o.tooltip for o in d.outputs)
