@@ -12,7 +12,7 @@ def _load(file):
 NODES = (NodeDef(
     node_id="LodestarLoadControlNorm",
     title="Load ControlNorm",
-    category=category("attention"),
+    category=category("control"),
     description="Reads the projections of ControlNorm from a safetensors file in models/controlnet.",
     inputs=(Input("file", "STRING", "Name of the file in models/controlnet, with its folder where it lies in one.", "controlnorm.safetensors"),),
     outputs=(Output("LODESTAR_CONTROL_NORM", "weights", "For ControlNorm."),),

@@ -137,7 +137,7 @@ def effect_table(found, effects):
     return table(("Method", "U-Net", "DiT"), rows)
 
 
-INSIDE = ("perturbation", "attention", "regions", "reading")      # the families that act inside the network, or read from it
+INSIDE = ("perturbation", "attention", "control", "regions", "reading")      # the families that act inside the network, or read from it
 SHOWN = ("unet", "flux", "wan")      # one network of each kind: cross attention, joint attention, video
 
 

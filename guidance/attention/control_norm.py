@@ -100,7 +100,7 @@ class ControlNorm(Edit):
 
     node_id = "LodestarControlNorm"
     title = "ControlNorm"
-    family = "attention"
+    family = "control"
     paper = "Cocktail"
     aliases = ("Cocktail", "control scale and shift", "gControlNet")
     evaluations = "0"

@@ -56,12 +56,16 @@ class Bench:
 
 # {node id: what it is given besides the model}
 GIVEN = {
+    "LodestarAdapterAttentionShaping": lambda b, m: WHOLE,      # there is no adapter: says so
     "LodestarAttentionEntropyScaling": lambda b, m: {**WHOLE, "train_width": 32, "train_height": 32},
     "LodestarBlurGuidance": lambda b, m: WHOLE,
+    "LodestarCorrFill": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarCtrlX": lambda b, m: {"structure": b.latent, "appearance": latent_of(b.specimen, 5), "structure_end": 1.0, "appearance_end": 1.0},
+    "LodestarDecoupledPrompt": lambda b, m: {**WHOLE, "second": b.other},
     "LodestarDenseDiffusion": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarDirectedDiffusion": lambda b, m: {**b.regions(), "steps": 1.0},
     "LodestarDraftAttention": lambda b, m: {**WHOLE, "least_tokens": 0, "pool_height": 1, "pool_width": 2},
+    "LodestarFeatureCorrespondenceGuidance": lambda b, m: {**WHOLE, "reference": b.latent, "warp": b.node("LodestarViewWarp", width=64, height=64)[0], "normalise": "unit rms", "scale": 1.0},
     "LodestarFreeU": lambda b, m: WHOLE,
     "LodestarMutualSelfAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarNegativeAwaySteerAttention": lambda b, m: {**WHOLE, "negative": b.other},
@@ -75,6 +79,7 @@ GIVEN = {
     "LodestarSkipLayerGuidance": lambda b, m: WHOLE,
     "LodestarSlidingWindowGuidance": lambda b, m: WHOLE,
     "LodestarSmoothedEnergyGuidance": lambda b, m: WHOLE,
+    "LodestarSpatialPromptWeighting": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarSpatiotemporalSkipGuidance": lambda b, m: WHOLE,
     "LodestarStochasticSelfGuidance": lambda b, m: {**WHOLE, "drop": 0.5},
     "LodestarStructuredDiffusionGuidance": lambda b, m: {**WHOLE, **b.encoded(), "phrases": "red ball\nblue cube"},
@@ -85,7 +90,7 @@ GIVEN = {
     "LodestarUpsampleGuidance": lambda b, m: WHOLE,
 }
 # families of nodes that do not look into the network: their tests are on the mixture and on two networks
-OUTSIDE = ("rules", "inspection", "inversion", "samplers", "regions")
+OUTSIDE = ("rules", "inspection", "inversion", "samplers", "regions", "control")
 
 
 def wanted(methods, attachable):
