@@ -114,6 +114,8 @@ class GlyphAdaptiveAttention(Edit, Finish):
                 raise BadInput(self.title, "text", f"{len(lines)} lines", f"The batch has {denoised.shape[0]} pictures: write one line for all, or one for each.")
             with torch.no_grad():
                 pictures = cropped(self.decoder(denoised.detach()), self.mask)
-            score = self.recogniser(pictures, lines * (denoised.shape[0] // len(lines)))
+            frames = pictures.shape[0] // denoised.shape[0]      # of a video, each is read
+            texts = [line for line in lines * (denoised.shape[0] // len(lines)) for _ in range(frames)]
+            score = self.recogniser(pictures, texts).view(denoised.shape[0], frames).mean(1)
             state["alpha"] = tuple(round(min(1.0, self.scale * max(0.0, float(a))), 6) for a in score)
         return denoised

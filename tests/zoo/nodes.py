@@ -1,4 +1,6 @@
 """What each node is given so that it acts on a tiny network: windows open all the way, strengths that show. One line per node; a node without one fails the test."""
+from types import SimpleNamespace
+
 import torch
 
 from .models import latent_of, tokens_of
@@ -22,6 +24,28 @@ class Clip:
         made = [torch.randn(self.specimen.width, generator=torch.Generator().manual_seed(i)) for i, _ in tokens["t5"][0]]
         text = torch.stack(made)[None]
         return [[text + text.mean(1, keepdim=True), {"pooled_output": torch.full((1, 16), 0.1)}]]      # a token knows of the others, as in every encoder
+
+
+class Legible:
+    """A recogniser that finds every text half legible."""
+
+    reader = SimpleNamespace(characters="abc")
+
+    def labels(self, line):
+        return [self.reader.characters.index(c) for c in line]
+
+    def __call__(self, pictures, lines):
+        return torch.full((pictures.shape[0],), 0.5)
+
+
+class Vae:
+    """Enough of a VAE for the decoder of the clean estimate: the first channel as gray pictures."""
+
+    vae_dtype = torch.float32
+
+    def __init__(self):
+        self.first_stage_model = torch.nn.Linear(1, 1)
+        self.first_stage_model.decode = lambda latent: latent[:, :1].expand(-1, 3, *latent.shape[2:])
 
 
 class Bench:
@@ -63,10 +87,13 @@ GIVEN = {
     "LodestarCtrlX": lambda b, m: {"structure": b.latent, "appearance": latent_of(b.specimen, 5), "structure_end": 1.0, "appearance_end": 1.0},
     "LodestarDecoupledPrompt": lambda b, m: {**WHOLE, "second": b.other},
     "LodestarDenseDiffusion": lambda b, m: {**WHOLE, **b.regions()},
+    "LodestarDepthGuidedInjection": lambda b, m: {**WHOLE, "reference": b.latent, "reference_prompt": b.other},
     "LodestarDirectedDiffusion": lambda b, m: {**b.regions(), "steps": 1.0},
     "LodestarDraftAttention": lambda b, m: {**WHOLE, "least_tokens": 0, "pool_height": 1, "pool_width": 2},
+    "LodestarEasyControl": lambda b, m: {**WHOLE, "condition": b.latent},
     "LodestarFeatureCorrespondenceGuidance": lambda b, m: {**WHOLE, "reference": b.latent, "warp": b.node("LodestarViewWarp", width=64, height=64)[0], "normalise": "unit rms", "scale": 1.0},
     "LodestarFreeU": lambda b, m: WHOLE,
+    "LodestarGlyphAdaptiveAttention": lambda b, m: {**WHOLE, "recogniser": Legible(), "vae": Vae(), "text": "ab", "reference": b.latent, "every": 1},
     "LodestarMutualSelfAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarNegativeAwaySteerAttention": lambda b, m: {**WHOLE, "negative": b.other},
     "LodestarNormalizedAttentionGuidance": lambda b, m: {**WHOLE, "negative": b.other},
