@@ -199,6 +199,19 @@ def test_pag_equals_the_hosts_own(lab):
     twice = lab.attach(lab.models["unet"], lab.methods["pag"]("unet", scale=4.0, layers="middle"))
     close(lab.run(everywhere), lab.run(twice), lab.base["unet"], 1e-4)
 
+@pytest.mark.method(IDS["nag"])
+def test_nag_equals_the_hosts_own(lab):
+    """On joint attention. On U-Nets the host's node combines the self-attention of two rows whose pictures have parted; the paper's is the cross-attention of one."""
+    node = lab.host.nodes().get("NAGuidance")
+    if node is None or "flux" not in lab.models:
+        pytest.skip("this host has no NAG, or no Flux")
+    negative = [[lab.negative[0][0], lab.positive[0][1]]]      # one pooled text: the host gives the second row its own, we give it the positive's
+    theirs = node.execute(model=lab.models["flux"], nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5).args[0]
+    ours = lab.attach(lab.models["flux"], lab.methods["nag"]("flux", negative=negative, scale=4.0, alpha=0.5, tau=1.5))
+    out, plain = lab.run(ours, negative=negative, cfg=1.0), lab.run(lab.models["flux"], negative=negative, cfg=1.0)
+    close(out, lab.run(theirs, negative=negative, cfg=1.0), plain, 1e-4)
+    assert (out - plain).abs().max() > 1e-2 * plain.abs().max()
+
 
 @pytest.mark.method("LodestarAdaptiveProjectedGuidance")
 @pytest.mark.parametrize("settings", ({"eta": 1.0, "norm_threshold": 0.5}, {"eta": 0.3, "norm_threshold": 2.0}, {"eta": 0.0, "norm_threshold": 1.0, "momentum": -0.5}))
