@@ -24,6 +24,21 @@ class Clip:
         return [[text + text.mean(1, keepdim=True), {"pooled_output": torch.full((1, 16), 0.1)}]]      # a token knows of the others, as in every encoder
 
 
+class Eye:
+    """Enough of a VAE for the decoder of the clean estimate: latents of any number of channels to pictures of 3, four times as large."""
+
+    def __init__(self, channels):
+        class Network(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.mix = torch.nn.Parameter(torch.randn(3, channels, generator=torch.Generator().manual_seed(1)) * 0.3, requires_grad=False)
+
+            def decode(self, latent):
+                frames = latent.movedim(2, 1).flatten(0, 1) if latent.ndim == 5 else latent
+                return torch.nn.functional.interpolate(torch.einsum("oc,bchw->bohw", self.mix.to(frames), frames[:latent.shape[0]]), scale_factor=4)
+        self.first_stage_model, self.vae_dtype = Network(), torch.float32
+
+
 class Bench:
     """One specimen with what nodes take: `other` prompt, `latent`, `mask`, `regions` and the conditioning that goes with them."""
 
@@ -39,6 +54,12 @@ class Bench:
         definition = self.definitions[node_id]
         defaults = {i.name: i.default for i in definition.inputs if i.widget or i.optional}
         return definition.call({**defaults, **given})[0]
+
+    def recogniser(self):
+        """A reader of text with random weights."""
+        from ...guidance.attention.glyph_reader import TextScore
+        from ..readers import fresh
+        return TextScore(fresh(3))
 
     def regions(self):
         made = self.node("LodestarRegionsFromJSON", text='[{"box": [0, 0, 0.5, 1], "words": "red ball", "prompt": "green"}, {"box": [0.5, 0.25, 0.4, 0.6], "words": "blue cube", "prompt": "white"}]')
@@ -63,10 +84,13 @@ GIVEN = {
     "LodestarCtrlX": lambda b, m: {"structure": b.latent, "appearance": latent_of(b.specimen, 5), "structure_end": 1.0, "appearance_end": 1.0},
     "LodestarDecoupledPrompt": lambda b, m: {**WHOLE, "second": b.other},
     "LodestarDenseDiffusion": lambda b, m: {**WHOLE, **b.regions()},
+    "LodestarDepthGuidedInjection": lambda b, m: {**WHOLE, "reference": b.latent, "reference_prompt": b.other},
     "LodestarDirectedDiffusion": lambda b, m: {**b.regions(), "steps": 1.0},
     "LodestarDraftAttention": lambda b, m: {**WHOLE, "least_tokens": 0, "pool_height": 1, "pool_width": 2},
+    "LodestarEasyControl": lambda b, m: {**WHOLE, "condition": b.latent},
     "LodestarFeatureCorrespondenceGuidance": lambda b, m: {**WHOLE, "reference": b.latent, "warp": b.node("LodestarViewWarp", width=64, height=64)[0], "normalise": "unit rms", "scale": 1.0},
     "LodestarFreeU": lambda b, m: WHOLE,
+    "LodestarGlyphAdaptiveAttention": lambda b, m: {**WHOLE, "reference": b.latent, "recogniser": b.recogniser(), "vae": Eye(b.specimen.shape[0]), "text": "ab", "every": 1, "scale": 2.0},
     "LodestarMutualSelfAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarNegativeAwaySteerAttention": lambda b, m: {**WHOLE, "negative": b.other},
     "LodestarNormalizedAttentionGuidance": lambda b, m: {**WHOLE, "negative": b.other},
