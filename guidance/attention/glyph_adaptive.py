@@ -50,6 +50,7 @@ class GlyphAdaptiveAttention(Edit, Finish):
     paper = "TextCtrl"
     aliases = ("scene text editing", "GaMuSA", "mutual self-attention")
     evaluations = "2 (1 with negative_rows same or off)"
+    planar = True
     stateful = True
 
     recogniser: Any = socket("LODESTAR_RECOGNISER", "Reads the text: from Load Text Recogniser.")
