@@ -161,10 +161,12 @@ def pypi() -> Host:
     return inspect(target, "PyPI")
 
 
-def between(hosts: list[Host]) -> list[Host]:
-    """The checkouts that are neither the newest nor the oldest, nor the user's own."""
-    modern = sorted((h for h in hosts if h.kind == "modern"), key=_order)
-    return [h for h in modern[1:-1] if not h.users]
+def place(host: Host, hosts: list[Host]) -> str:
+    """ "newest", "oldest" or "between": what a host is asked by the tests. The user's own is asked everything, as the newest is."""
+    ordered = sorted(hosts, key=_order)
+    if host.users or host == ordered[-1]:
+        return "newest"
+    return "oldest" if host.kind != "modern" or host == next(h for h in ordered if h.kind == "modern") else "between"
 
 
 def for_demo():

@@ -122,7 +122,7 @@ def _cores() -> int:
 def test(arguments: list[str]) -> int:
     """Unit tests once, host tests once per host, several at a time; a table and one line of totals at the end.
 
-    Hosts between the newest and the oldest run a part of the tests (tests/conftest.py), unless paths are named."""
+    The newest host runs all of them, the others what tests/conftest.py leaves them, unless paths are named."""
     begin = time.monotonic()
     options, unit, host_paths = _split(arguments)
     hosts, missing = _hosts.for_tests()
@@ -144,7 +144,6 @@ def test(arguments: list[str]) -> int:
         raise Failure("No host could be set up, so nothing was tested.")
     reports, jobs = Path(tempfile.mkdtemp(prefix="lodestar-reports-")), []
     named = any(os.path.exists(a.split("::")[0]) for a in arguments if not a.startswith("-"))
-    middle = [] if named else _hosts.between([h for h, _ in prepared])
     many = len(prepared) > 1 and _cores() > 1
     one = {"OMP_NUM_THREADS": "1"} if many else {}      # the tests' networks are small: a host on each core is faster than a core more for each
     try:
@@ -153,10 +152,10 @@ def test(arguments: list[str]) -> int:
             jobs.append(("unit tests", _pytest(prepared[0][1], unit, options, reports / "0.xml", env), env, reports / "0.log"))
         for host, python in prepared if host_paths else []:
             page = _envs.frontend(host) if os.path.isdir(os.path.join(ROOT, "tests", "browser")) else None
-            between = {"LODESTAR_HOST_BETWEEN": "1"} if host in middle else {}
-            env = _environment(host, **one, **between, **({"LODESTAR_HOST_PAGE": page} if page else {}))
+            place = "newest" if named else _hosts.place(host, [h for h, _ in prepared])
+            env = _environment(host, **one, LODESTAR_HOST_PLACE=place, **({"LODESTAR_HOST_PAGE": page} if page else {}))
             name = f"{len(jobs)}"
-            jobs.append((f"{host}, in part" if between else str(host), _pytest(python, host_paths, options, reports / f"{name}.xml", env), env, reports / f"{name}.log"))
+            jobs.append((f"{host}, in part" if place == "between" else str(host), _pytest(python, host_paths, options, reports / f"{name}.xml", env), env, reports / f"{name}.log"))
         results = {}
 
         def done(index, code):

@@ -54,8 +54,11 @@ def pytest_configure():
             signal.signal(getattr(signal, name), stop)
 
 
-# what a host between the newest and the oldest of its kind is asked (LODESTAR_HOST_BETWEEN, set by ./scripts/test): that the engine works on it
-BETWEEN = ("test_boot.py", "test_engine.py", "test_nodes_host.py", "test_prompts_host.py", "test_together.py", "test_page.py")
+# What ./scripts/test asks of a host (LODESTAR_HOST_PLACE). The newest: everything. The others: not what is marked `newest` (costly, and the hosts do not differ
+# in it) and not NEWEST (methods on further networks; test_architectures.py is asked of all); those between the newest and the oldest: these files alone, which tell whether the engine works there.
+NEWEST = ("test_correspondence_architectures.py", "test_further_architectures.py", "test_perturbation_families.py", "test_regions_architectures.py",
+          "test_sharing_architectures.py")
+BETWEEN = ("test_boot.py", "test_engine.py", "test_nodes_host.py", "test_prompts_host.py", "test_together.py")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -63,8 +66,10 @@ def pytest_collection_modifyitems(config, items):
         for folder in ("unit", "host", "browser"):
             if (ROOT / "tests" / folder) in Path(item.fspath).parents:
                 item.add_marker(getattr(pytest.mark, folder))
-    if os.environ.get("LODESTAR_HOST_BETWEEN"):
-        left = [i for i in items if Path(i.fspath).name not in BETWEEN and "unit" not in i.keywords]
+    place = os.environ.get("LODESTAR_HOST_PLACE", "newest")
+    if place != "newest":
+        left = [i for i in items if "unit" not in i.keywords
+                and ("newest" in i.keywords or Path(i.fspath).name in NEWEST or (place == "between" and Path(i.fspath).name not in BETWEEN))]
         items[:] = [i for i in items if i not in left]
         config.hook.pytest_deselected(items=left)
 

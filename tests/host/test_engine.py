@@ -126,7 +126,7 @@ def test_order_of_additive_nodes_does_not_matter(lab, kind):
     usable(lab, "pag", kind)
     names = [n for n in ("pag", "pair", "interval", "nag") if lab.modern or n != "pair"]
     outs = []
-    for order in itertools.permutations(names):
+    for order in list(itertools.permutations(names))[::5]:
         model = lab.models[kind]
         for n in order:
             model = lab.attach(model, lab.methods[n](kind))
@@ -295,6 +295,7 @@ def test_samplers(lab, sampler):
     assert torch.isfinite(out).all()
 
 
+@pytest.mark.newest
 def test_every_sampler_of_the_host_runs(lab):
     import comfy.samplers
     model = lab.attach(lab.attach(lab.models["unet"], lab.methods["pag"]("unet")), lab.methods["apg"]("unet"))
@@ -479,12 +480,13 @@ def test_refusals(lab):
         lab.run(lab.attach(lab.models["unet"], lab.methods["pair"]("unet")))
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("kind", ("unet", "flux"))
 def test_compiled_models(lab, kind):
     """The host's own compile wrapper, before our nodes (U-Net) and after them (Flux): the same picture as without it."""
     usable(lab, "pag", kind)
     helpers = pytest.importorskip("comfy_api.torch_helpers")
-    names = ("pag", "nag")
+    names = ("pag", "nag") if kind == "unet" else ("pag",)      # tracing takes seconds a block
 
     def guided(model):
         for n in names:

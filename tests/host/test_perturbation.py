@@ -131,6 +131,7 @@ def test_acts_and_batch_equals_singles_and_second_run_equals_first(lab, name, ki
     assert torch.equal(lab.run(lab.models[kind], batch=3), lab.base[kind])
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name,kind", CASES)
 def test_without_cfg(lab, name, kind):
     usable(lab, kind, name)
@@ -141,6 +142,7 @@ def test_without_cfg(lab, name, kind):
     assert torch.isfinite(out).all() and (out - plain).abs().max() > 1e-5 * plain.abs().max()
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name,kind", CASES)
 def test_interrupted_run_leaves_nothing(lab, name, kind):
     usable(lab, kind, name)
@@ -163,6 +165,7 @@ def test_interrupted_run_leaves_nothing(lab, name, kind):
     assert not any("forward" in vars(m) for m in lab.models[kind].model.diffusion_model.modules())
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name,kind", CASES)
 def test_beside_other_methods(lab, name, kind):
     """Additive: with another term in either order, the same; the push of both is the sum of the pushes at the first step."""
@@ -225,6 +228,7 @@ def test_a_controlnet_reaches_the_branch(lab, name, kind):
     close(lab.run(model, positive=positive, seed=1), out[1:], out)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_half_precision(lab, dtype):
     with torch.inference_mode():
@@ -246,6 +250,7 @@ def test_all_together_with_samplers(lab, kind):
         close(lab.run(model, seed=i), out[i:i + 1], out, 2e-4)
 
 
+@pytest.mark.newest
 def test_compiled_models(lab):
     """The host's own compile wrapper: the same picture as without it, and nothing of ours stays in the compiled network."""
     kind = "flux"
@@ -260,6 +265,7 @@ def test_compiled_models(lab):
     assert (free - plain).abs().max() > 1e-3 * plain.abs().max()
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name,kind", CASES)
 def test_shares_its_branch_and_its_network_call(lab, name, kind):
     usable(lab, kind, name)
@@ -271,6 +277,7 @@ def test_shares_its_branch_and_its_network_call(lab, name, kind):
     assert twice.evaluations == once.evaluations and twice.network_calls == once.network_calls
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name,kind", CASES)
 def test_one_prompt_per_network_call(lab, name, kind, monkeypatch):
     """Short of memory the host evaluates the prompts one after the other."""
@@ -279,6 +286,7 @@ def test_one_prompt_per_network_call(lab, name, kind, monkeypatch):
     close(lab.run(lab.guided(kind, name), batch=3), lab.first(kind, name))
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", ("seg", "slg", "tpg", "sag", "swg", "upsample"))
 def test_beside_a_step_cache(lab, name):
     """Steps that the host's cache skips keep the guidance: the run goes through, and acts."""
@@ -424,6 +432,7 @@ def test_sag_and_blur_guidance_share_what_they_have_in_common(lab):
         lab.run(lab.attach(lab.models["unet"], SelfAttentionGuidance(scale=0.5, mask=m)), steps=1) - lab.run(lab.models["unet"], steps=1) for m in ("attended", "not attended")), out)
 
 
+@pytest.mark.newest
 @pytest.mark.method("LodestarSlidingWindowGuidance")
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("masked", (True, False))

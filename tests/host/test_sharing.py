@@ -137,6 +137,7 @@ def test_the_same_however_the_host_splits_its_batch(lab, monkeypatch, name, kind
         assert refs and report(lab).by_kind["reference"] == extra + ROWS[name]      # those of the first step come once for nothing
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name,kind", CASES)
 def test_interrupted_run_leaves_nothing(lab, name, kind):
     usable(lab, kind)
@@ -227,6 +228,7 @@ def test_a_controlnet_stays_with_the_picture(lab, name, kind):
     close(lab.run(model, positive=positive, seed=1), out[1:], 1e-4)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name,kind", [pytest.param(n, "unet", marks=pytest.mark.method(IDS[n])) for n in NAMES])
 def test_half_precision(lab, name, kind):
     usable(lab, kind)
@@ -265,6 +267,7 @@ def test_within_a_batch(lab, name, kind):
     close(two, out[[0, 2]], 1e-4)
 
 
+@pytest.mark.newest
 @pytest.mark.method("LodestarMutualSelfAttention")
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_part_object_and_background(lab, kind):

@@ -125,6 +125,7 @@ def test_ten_methods_at_once_are_right_per_entry(lab, kind):
     assert torch.equal(lab.run(kind, lab.models[kind], batch=3), plain)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("kind", ("unet", "flux"))
 def test_each_of_the_ten_acts_among_the_others(lab, kind):
     """Leaving any one of them out changes the picture: none is lost beside the others."""

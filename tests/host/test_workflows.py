@@ -52,7 +52,7 @@ def without_backward(graph):
 
 
 @pytest.mark.method("*")
-@pytest.mark.parametrize("generator", ["unet", "dit"])
+@pytest.mark.parametrize("generator", ["unet", pytest.param("dit", marks=pytest.mark.newest)])
 @pytest.mark.parametrize("path", API, ids=lambda p: p.stem)
 def test_runs(server, path, generator):
     if generator == "dit" and not has_flow(server):

@@ -57,12 +57,13 @@ def test_cache_folder(monkeypatch, tmp_path):
         _hosts.cache()
 
 
-def test_hosts_between(tmp_path):
+def test_what_hosts_are_asked(tmp_path):
     hosts = [_hosts.inspect(modern(tmp_path / v, v), "cache") for v in ("0.29.0", "0.3.64", "0.8.0", "0.10.1")]
-    assert [h.version for h in _hosts.between([*hosts, _hosts.inspect(packaged(tmp_path / "p"), "PyPI")])] == ["0.8.0", "0.10.1"]
-    assert _hosts.between(hosts[:2]) == [] and _hosts.between([]) == []
+    hosts.append(_hosts.inspect(packaged(tmp_path / "p"), "PyPI"))
+    assert [_hosts.place(h, hosts) for h in hosts] == ["newest", "oldest", "between", "between", "oldest"]
+    assert _hosts.place(hosts[-1], hosts[-1:]) == "newest"
     mine = _hosts.inspect(modern(tmp_path / "mine", "0.9.0"), "COMFYUI_PATH")
-    assert mine not in _hosts.between([*hosts, mine])
+    assert _hosts.place(mine, [*hosts, mine]) == "newest"
 
 
 def test_order_of_hosts(cache, tmp_path, monkeypatch):
