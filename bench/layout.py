@@ -36,6 +36,14 @@ def regions_of(subject, batch, prompts=True):
     return located(found, Words(subject.clip, first, subject.encode([first])[0][0].shape[1]))
 
 
+def named_of(subject, batch):
+    """Both objects of a batch of cases as words of their prompts (guidance.attention.words)."""
+    from ..guidance.attention.tokens import Words
+    from ..guidance.attention.words import found
+    first = caption(batch[0].scene)
+    return found(Words(subject.clip, first, subject.encode([first])[0][0].shape[1]), [noun(t) for t in batch[0].scene.things[:2]])
+
+
 def graph_of(subject, batch):
     """The Regions of a batch of cases with one relation, from a scene graph that says it."""
     from ..guidance.attention.scene_graph import SceneGraphLayout

@@ -142,6 +142,8 @@ class Subject:
             return self.encode([" ".join(f"a {batch[0].forbidden or 'red'} {shape}" for shape in SHAPES)])
         if text in ("$regions", "$words"):
             return layout.regions_of(self, batch, prompts=text == "$regions")
+        if text == "$named":
+            return layout.named_of(self, batch)
         if text == "$pair":
             from ..guidance.attention.prompt_to_prompt import Pair
             size = self.encode([""])[0][0].shape[1]

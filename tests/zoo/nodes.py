@@ -69,6 +69,10 @@ class Bench:
         self.positive, found = self.node("LodestarRegionPrompt", clip=self.clip, text=TEXT, regions=made[0])
         return {"regions": found}
 
+    def words(self):
+        self.positive, found, _ = self.node("LodestarPromptWords", clip=self.clip, text=TEXT, words="red ball, blue cube")
+        return {"words": found}
+
     def encoded(self):
         """Sets the prompt that the plain run has, where the node encodes it in another way."""
         self.plain = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(TEXT))
@@ -81,8 +85,10 @@ class Bench:
 # {node id: what it is given besides the model}
 GIVEN = {
     "LodestarAdapterAttentionShaping": lambda b, m: WHOLE,      # there is no adapter: says so
+    "LodestarAttendAndExcite": lambda b, m: {**WHOLE, **b.words(), "step_size": 200.0, "iterations": 1},
     "LodestarAttentionEntropyScaling": lambda b, m: {**WHOLE, "train_width": 32, "train_height": 32},
     "LodestarBlurGuidance": lambda b, m: WHOLE,
+    "LodestarBoxDiff": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
     "LodestarCorrFill": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarCtrlX": lambda b, m: {"structure": b.latent, "appearance": latent_of(b.specimen, 5), "structure_end": 1.0, "appearance_end": 1.0},
     "LodestarDecoupledPrompt": lambda b, m: {**WHOLE, "second": b.other},
@@ -94,6 +100,7 @@ GIVEN = {
     "LodestarFeatureCorrespondenceGuidance": lambda b, m: {**WHOLE, "reference": b.latent, "warp": b.node("LodestarViewWarp", width=64, height=64)[0], "normalise": "unit rms", "scale": 1.0},
     "LodestarFreeU": lambda b, m: WHOLE,
     "LodestarGlyphAdaptiveAttention": lambda b, m: {**WHOLE, "recogniser": Legible(), "vae": Vae(), "text": "ab", "reference": b.latent, "every": 1},
+    "LodestarLayoutGuidance": lambda b, m: {**WHOLE, **b.regions(), "scale": 300.0, "threshold": 0.0, "iterations": 1},
     "LodestarMutualSelfAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarNegativeAwaySteerAttention": lambda b, m: {**WHOLE, "negative": b.other},
     "LodestarNormalizedAttentionGuidance": lambda b, m: {**WHOLE, "negative": b.other},
@@ -102,6 +109,7 @@ GIVEN = {
     "LodestarPromptToPrompt": lambda b, m: {"clip": b.clip, "latent": b.latent, "source": TEXT, "target": "red ball, green cube", "mode": "replace"},
     "LodestarReferenceAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarRegionalPrompts": lambda b, m: {**WHOLE, **b.regions()},
+    "LodestarScribbleGuidance": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
     "LodestarSelfAttentionGuidance": lambda b, m: WHOLE,
     "LodestarSkipLayerGuidance": lambda b, m: WHOLE,
     "LodestarSlidingWindowGuidance": lambda b, m: WHOLE,
