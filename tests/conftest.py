@@ -7,6 +7,7 @@ this process) or `server` (a real server process); both skip where LODESTAR_HOST
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import importlib.util
 import io
@@ -143,6 +144,8 @@ def host(tmp_path_factory):
         os.environ.update(environment)
     if torch.get_num_threads() != THREADS:
         torch.set_num_threads(THREADS)
+    gc.collect()
+    gc.freeze()      # the host collects garbage at every run; half a second each with all that was imported
     return HostInProcess(path, kind, os.environ.get("LODESTAR_HOST_VERSION", "unknown"), comfy, base)
 
 
