@@ -46,6 +46,7 @@ class LayoutGuidance(MapSteer):
     paper = "Training-Free Layout Control with Cross-Attention Guidance (arXiv 2304.03373)"
     aliases = ("backward guidance", "boxes", "place objects", "layout control")
     evaluations = "0 (about 3 per move, backward pass included)"
+    planar = True
 
     regions: Any = socket("LODESTAR_REGIONS", "Where things are to be: regions with words, through Prompt with Regions.")
     scale: float = param(30.0, "Size of a move; 0 switches the node off.", 0.0, 100000.0, 0.5)
@@ -138,6 +139,7 @@ class BoxDiff(MapSteer):
     paper = "BoxDiff: Text-to-Image Synthesis with Training-Free Box-Constrained Diffusion (arXiv 2307.10816)"
     aliases = ("boxes", "box-constrained", "layout")
     evaluations = "0 (about 3 per move, backward pass included)"
+    planar = True
 
     regions: Any = socket("LODESTAR_REGIONS", "Where things are to be: regions with words, through Prompt with Regions.")
     step_size: float = param(20.0, "Size of a move; 0 switches the node off.", 0.0, 10000.0, 0.5)

@@ -115,6 +115,7 @@ class ScribbleGuidance(MapSteer):
     paper = "Scribble-Guided Diffusion"
     aliases = ("scribble", "stroke", "ScribbleDiff", "orientation")
     evaluations = "0 (about 3 per move, backward pass included)"
+    planar = True
 
     regions: Any = socket("LODESTAR_REGIONS", "The strokes with their words, through Prompt with Regions.")
     step_size: float = param(3.0, "Size of a move at the first step; 0 switches the node off.", 0.0, 10000.0, 0.1)
