@@ -92,6 +92,7 @@ def lab(host):
         first, second = lab.positive[0], lab.others[0][0]
         positive = [[first[0], {**first[1], "mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0, "control": control, "control_apply_to_uncond": True}],
                     [second[0], {**second[1], "area": (SIZE, SIZE // 2, 0, SIZE // 2), "strength": 1.0, "control": control, "control_apply_to_uncond": True}]]
+        positive = positive if lab.modern else positive[:1]      # regions beside an area: refused there by name
         with torch.inference_mode():
             return tiny.sample(model, positive, lab.negative, size=SIZE, **{"steps": 2, **k})
 

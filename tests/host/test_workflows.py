@@ -15,7 +15,8 @@ from lodestar.scripts._examples_reading import NEEDS_WEIGHTS
 API = sorted((ROOT / WORKFLOWS / "api").glob("*.json"))
 QUICK = 4
 REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI"} | {name: "December 2024" for name in (      # what the host from PyPI cannot do, and says so
-    "corrfill", "feature_correspondence_guidance", "glyph_adaptive_attention", "depth_guided_attention_injection")}
+    "corrfill", "feature_correspondence_guidance", "glyph_adaptive_attention", "depth_guided_attention_injection", "attend_and_excite", "boxdiff", "layout_guidance",
+    "scribble_guidance", "ctrl_x", "mutual_self_attention", "reference_attention", "stylealigned", "upsample_guidance")}
 REFUSED_BY_UNET = {"easycontrol": "need a network of the Flux type"}      # where the node says so
 # a weaker model made by a node for U-Nets; skip connections; cross-attention
 ONLY_UNET = ("model_pair_guidance", "freeu", "pladis", "decoupled_prompt", "adapter_attention_shaping")
@@ -30,7 +31,7 @@ def quick(graph, generator="unet"):
     graph = copy.deepcopy(graph)
     for node in graph.values():
         inputs = node["inputs"]
-        if "steps" in inputs:
+        if isinstance(inputs.get("steps"), int):      # of a sampler; Directed Diffusion has a share of the steps
             inputs["steps"] = QUICK
         if isinstance(inputs.get("samples"), int):      # of readings
             inputs["samples"] = min(inputs["samples"], QUICK)
