@@ -2,6 +2,7 @@
 import torch
 
 from ..gradients import plain_context
+from ..method import BadInput
 from .gradients import make_normal
 
 
@@ -13,6 +14,11 @@ class Decoder:
 
     def __deepcopy__(self, memo):
         return self
+
+    @property
+    def key(self):
+        """Equal for decoders of the same pictures."""
+        return id(self.vae), id(self.latent_format)
 
     def __call__(self, denoised):
         import comfy.model_management as management
@@ -27,3 +33,22 @@ class Decoder:
         if picture.ndim == 5:       # video decoders: frames as pictures of one row
             picture = picture.movedim(2, 1).flatten(0, 1)
         return (picture.to(torch.float32) + 1) / 2
+
+
+class RoughPicture:
+    """The clean estimate as a rough picture [n, 3, height, width] of the latent's own size, by the latent format's linear map to colours: no network, a gradient for nothing."""
+
+    def __init__(self, latent_format, node):
+        factors, bias = getattr(latent_format, "latent_rgb_factors", None), getattr(latent_format, "latent_rgb_factors_bias", None)
+        if factors is None:
+            raise BadInput(node, "space", "small", f"Latents of the kind {type(latent_format).__name__} have no map to colours; choose rgb or latent.")
+        self.factors, self.bias = torch.tensor(factors), torch.zeros(3) if bias is None else torch.tensor(bias)
+        self.key = id(latent_format), "small"
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __call__(self, denoised):
+        picture = torch.einsum("nc...,ck->nk...", denoised.float(), self.factors.to(denoised.device)) + self.bias.to(denoised.device).view(1, 3, *[1] * (denoised.ndim - 2))
+        picture = picture.movedim(2, 1).flatten(0, 1) if picture.ndim == 5 else picture
+        return (picture + 1) / 2

@@ -1,7 +1,13 @@
-"""What a loss is, and sums of losses."""
+"""What a loss is, sums of losses, and what a loss may ask for."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+SCHEDULES = ("constant", "rising", "falling", "cosine", "noise")
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,10 @@ class Loss:
         """One value per sample of the clean estimate denoised [batch, channel, ..., height, width] in the model's latent space, with grad."""
         raise NotImplementedError
 
+    def active(self, step):
+        """Whether it acts at a step; the default reads the fields start_percent and end_percent."""
+        return step is None or step.inside(getattr(self, "start_percent", 0.0), getattr(self, "end_percent", 1.0))
+
     def __add__(self, other):
         return LossSum((*_parts(self), *_parts(other)))
 
@@ -29,17 +39,85 @@ class LossSum(Loss):
     parts: tuple = ()
     title = "Loss Sum"
 
+    @property
+    def differentiable(self):
+        return all(part.differentiable for part in self.parts)
+
     def value(self, denoised, context):
-        return sum(part.value(denoised, context) for part in self.parts)
+        found = [part.value(denoised, context) for part in self.parts if part.active(context.step)]
+        return sum(found) if found else zero(denoised)
+
+    def active(self, step):
+        return any(part.active(step) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class LossMax(LossSum):
+    """The largest of several losses, for each sample: only the worst one is worked on."""
+
+    title = "Loss Max"
+
+    def value(self, denoised, context):
+        found = [part.value(denoised, context) for part in self.parts if part.active(context.step)]
+        return torch.stack(found).amax(0) if found else zero(denoised)
+
+
+def zero(denoised):
+    """A value of 0 for each sample that depends on denoised, so that its gradient is 0 and not an error."""
+    return (denoised * 0).flatten(1).sum(1)
 
 
 def _parts(loss):
-    return loss.parts if isinstance(loss, LossSum) else (loss,)
+    return loss.parts if type(loss) is LossSum else (loss,)
 
 
 @dataclass
 class LossContext:
-    """What a loss may ask for beside the estimate: the step, and `decode(latent) -> picture [batch, 3, h, w] in [0, 1]` (not clamped)."""
+    """What a loss may ask for beside the estimate: the step, and pictures, each decoded once for all losses of a step."""
 
-    step: object
-    decode: object = None
+    step: Any = None
+    _pictures: dict = field(default_factory=dict, repr=False)
+
+    def picture(self, decoder, denoised):
+        """decoder(denoised), [pictures, 3, height, width] in about [0, 1], not clamped."""
+        key = getattr(decoder, "key", id(decoder)), id(denoised)
+        if key not in self._pictures:
+            self._pictures[key] = denoised, decoder(denoised)      # the estimate is kept, so that no other one takes its identity
+        return self._pictures[key][1]
+
+    def factor(self, schedule):
+        """The factor of one of SCHEDULES at this step: 1; from 0 to 1; from 1 to 0; (1 - cos) / 2 of the way; the share of noise s^2 / (a^2 + s^2)."""
+        if schedule == "constant" or self.step is None:
+            return 1.0
+        if schedule == "noise":
+            s, a = float(self.step.s.flatten()[0]), float(self.step.a.flatten()[0])
+            return s * s / (a * a + s * s)
+        way = self.step.index / max(1, len(self.step.sigmas) - 2) if self.step.sigmas is not None else 0.0
+        return {"rising": way, "falling": 1.0 - way, "cosine": (1 - math.cos(math.pi * way)) / 2}[schedule]
+
+
+@dataclass(frozen=True)
+class Scaled(Loss):
+    """factor * loss."""
+
+    loss: Any = None
+    factor: float = 1.0
+
+    @property
+    def title(self):
+        return self.loss.title
+
+    @property
+    def differentiable(self):
+        return self.loss.differentiable
+
+    def active(self, step):
+        return self.factor != 0 and self.loss.active(step)
+
+    def value(self, denoised, context):
+        return self.factor * self.loss.value(denoised, context)
+
+
+def scaled(loss, factor):
+    """factor * loss, the loss itself for a factor of 1."""
+    return loss if factor == 1 else Scaled(loss, factor)

@@ -33,7 +33,7 @@ class TargetImage(Loss):
     decoder: Any = None
 
     def value(self, denoised, context):
-        u = self.decoder(denoised) if self.space == "rgb" else denoised
+        u = context.picture(self.decoder, denoised) if self.space == "rgb" else denoised
         y = self.target.to(device=u.device, dtype=u.dtype)
         if y.shape[1:] != u.shape[1:]:
             raise BadInput(self.title, "target size", list(y.shape[1:]), f"The sampled {'picture' if self.space == 'rgb' else 'latent'} is {list(u.shape[1:])}; give a target of that size.")

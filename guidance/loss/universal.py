@@ -48,6 +48,8 @@ class UniversalGuidance(Steer):
     def steer(self, step, evaluate, state):
         if not self.loss.differentiable:
             raise BadInput(self.title, "loss", self.loss.title, "This loss gives values only; use a solver without gradients.")
+        if not self.loss.active(step):
+            return evaluate(step.x)
         context = LossContext(step)
         found = gradient(step, evaluate, lambda d: self.loss.value(d, context), self.route, step.host)
         direction = found.direction
