@@ -5,7 +5,7 @@ import uuid
 
 import torch
 
-from ..attention.edits import merge_groups
+from ..attention.edits import merge_groups, titled
 from ..attention.regions import WHOLE
 from ..layers import select
 from ..method import NEGATIVE, POSITIVE, Branch
@@ -119,7 +119,7 @@ class Call:
             if parts:
                 kept[reading] = reading.edit.gather([(self.session.entries.get(u, {}).get("area"), layer, t) for u, layer, t in parts], shape)
             elif reading not in kept:
-                raise RuntimeError(f"{type(reading.edit).__name__} noted nothing: the {reading.prompt} prompt's rows did not reach the layers that it reads.")
+                raise RuntimeError(f"{titled(reading.edit)} noted nothing: the {reading.prompt} prompt's rows did not reach the layers that it reads.")
         return {r: kept[r] for r in self.readings}
 
     # blocks
