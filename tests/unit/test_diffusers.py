@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from lodestar.guidance import engine
 from lodestar.guidance.attention.blocks import BlockSite, SkipBlock
 from lodestar.guidance.attention.edits import Site, apply_rows
+from lodestar.guidance.attention.freeu import Reweight
 from lodestar.guidance.attention.nag import normalised
 from lodestar.guidance.method import NEGATIVE, POSITIVE, Step
 from lodestar.guidance.perturbation.pag import IdentitySelfAttention, PerturbedAttentionGuidance
@@ -35,7 +36,7 @@ from diffusers.hooks._helpers import TransformerBlockMetadata  # noqa: E402
 from diffusers.models import attention_processor as processors  # noqa: E402
 from diffusers.models.attention import JointTransformerBlock  # noqa: E402
 from diffusers.pipelines.pag.pag_utils import PAGMixin  # noqa: E402
-from diffusers.utils import logging  # noqa: E402
+from diffusers.utils import logging, torch_utils  # noqa: E402
 
 logging.set_verbosity_error()      # "Guiders are currently an experimental feature"
 PAG = pytest.mark.method("LodestarPerturbedAttentionGuidance")
@@ -317,6 +318,16 @@ def test_apg(eta, threshold, momentum):
     assert (default - paper).abs().max() > 0.1
     uncut = guiders.AdaptiveProjectedGuidance(guidance_scale=w, adaptive_projected_guidance_rescale=0.0, eta=1.0).forward(c, u).pred
     close(AdaptiveProjectedGuidance(eta=1.0, norm_threshold=0.0, momentum=0.0).combine(Step(c, torch.ones(2)), c, u, w, {}), uncut)
+
+
+@pytest.mark.method("LodestarFreeU")
+def test_freeu():
+    """The first version, which is what diffusers has: its stages 0 and 1 are told by number, ours by the number of channels."""
+    h, skip = random(2, 8, 6, 4), random(2, 5, 6, 4, seed=1)
+    for stage in (0, 1):
+        b, s = ((1.3, 0.9), (1.4, 0.2))[stage]
+        more, filtered = torch_utils.apply_freeu(stage, h.clone(), skip.clone(), b1=1.3, s1=0.9, b2=1.4, s2=0.2)
+        close(Reweight("all", ((8, (b, s)),), "1").feature(None, h, skip), (more, filtered))
 
 
 # NAG, which diffusers does not have: the authors' formula
