@@ -86,7 +86,7 @@ def with_edit(edit, site, q, k, v, plain):
 @PAG
 @pytest.mark.parametrize("processor,parts", (("PAGIdentitySelfAttnProcessor2_0", 2), ("PAGCFGIdentitySelfAttnProcessor2_0", 3)))
 @torch.no_grad()
-def test_identity_attention(processor, parts):
+def test_identity_attention_as_in_diffusers(processor, parts):
     attn, x = layer(getattr(processors, processor)()), random(2 * parts, 9, HEADS * DIM)
     q, k, v = projected(attn, x)
     mine = out_of(attn, with_edit(IdentitySelfAttention("middle"), Site("self", None, 3, 3), q, k, v, 2 * (parts - 1)))
@@ -96,7 +96,7 @@ def test_identity_attention(processor, parts):
 @PAG
 @pytest.mark.parametrize("processor,parts", (("PAGJointAttnProcessor2_0", 2), ("PAGCFGJointAttnProcessor2_0", 3)))
 @torch.no_grad()
-def test_identity_in_joint_attention(processor, parts):
+def test_identity_in_joint_attention_as_in_diffusers(processor, parts):
     attn, x, text = layer(getattr(processors, processor)(), joint=True), random(2 * parts, 9, HEADS * DIM), random(2 * parts, 4, HEADS * DIM, seed=1)
     q, k, v = projected(attn, x, text)
     site = Site("joint", None, 3, 3, slice(9, 13), slice(0, 9))
@@ -107,7 +107,7 @@ def test_identity_in_joint_attention(processor, parts):
 
 
 @PAG
-def test_the_guider_switches_off_the_texts_attention_too():
+def test_diffusers_guider_switches_off_the_texts_attention_too():
     """Its hook gives back V for every token, so in joint attention the text sees nothing and the picture no text ("does not account for joint latent
     conditioning", its source says). Ours is that of diffusers' own SD3 pipeline: the picture-to-picture block alone."""
     q, k, v = (random(2, HEADS, 13, DIM, seed=i) for i in range(3))
@@ -131,13 +131,13 @@ def gaussian(query, sigma):
 @SEG
 @pytest.mark.parametrize("side", (2, 7, 8))
 @pytest.mark.parametrize("sigma", (0.5, 1.0, 3.0, 50.0))
-def test_blurred_queries(side, sigma):
+def test_blurred_queries_as_in_diffusers(side, sigma):
     q = random(2, side * side, HEADS * DIM)
     close(smoothed(split(q), side, side, sigma), split(gaussian(q, sigma)))
 
 
 @SEG
-def test_infinite_blur_and_the_exchanged_branches():
+def test_infinite_blur_and_the_exchanged_cases_of_diffusers():
     """The mean query is the same. But diffusers takes the mean for every finite sigma and the Gaussian for infinite ones: `if is_inf` where the authors'
     code has `if not`. The paper: sigma to infinity is the mean."""
     q = random(2, 49, HEADS * DIM)
@@ -152,7 +152,7 @@ def test_infinite_blur_and_the_exchanged_branches():
 @SEG
 @pytest.mark.parametrize("norm", (None, "rms_norm"))
 @torch.no_grad()
-def test_blurred_attention(norm):
+def test_blurred_attention_as_in_diffusers(norm):
     """diffusers blurs what the query projection returns, we what attention is given. Where the queries are normalised between the two (SD3.5, Flux) only the
     latter is the paper's blur of the logits."""
     attn, x = layer(processors.AttnProcessor2_0(), qk_norm=norm), random(2, 49, HEADS * DIM)
@@ -175,7 +175,7 @@ def test_blurred_attention(norm):
 
 
 @SEG
-def test_the_guider_never_blurs():
+def test_diffusers_guider_never_blurs():
     """Its prepare_models does not count its calls, which the others do, so the condition under which it places its hooks is never met: the third prediction
     is the conditional one again."""
     pair = guiders.SmoothedEnergyGuidance(seg_guidance_layers=[0]), guiders.PerturbedAttentionGuidance(perturbed_guidance_layers=[0])
@@ -195,7 +195,7 @@ def test_the_guider_never_blurs():
 
 @SLG
 @torch.no_grad()
-def test_a_skipped_block():
+def test_a_skipped_block_as_in_diffusers():
     """As diffusers' SD3 network with skip_layers: the loop goes on with what it had. Its guider's hook gives back the two streams the other way round than
     JointTransformerBlock does, and the network then takes the picture for the text."""
     torch.manual_seed(0)
@@ -243,7 +243,7 @@ PUSHES = (pytest.param(PerturbedAttentionGuidance(scale=2.8), lambda **k: guider
 @SLG
 @pytest.mark.parametrize("rescale", (0.0, 0.7))
 @pytest.mark.parametrize("method,make,scale", PUSHES)
-def test_the_push(method, make, scale, rescale):
+def test_the_push_as_in_diffusers(method, make, scale, rescale):
     c, u, worse = (random(2, 4, 6, 5, seed=i) for i in range(3))
     method = dataclasses.replace(method, rescale=rescale)
     predictions = {POSITIVE: c, NEGATIVE: u, method.branch: worse}
@@ -259,7 +259,7 @@ def test_the_push(method, make, scale, rescale):
 
 @PAG
 @pytest.mark.parametrize("w", (1.0, 6.0))
-def test_the_push_of_the_pag_pipelines(w):
+def test_the_push_of_diffusers_pag_pipelines(w):
     """Their adaptive scale falls by so much per timestep of 1000, ours per whole schedule: 1000 times theirs is the same where the timesteps fall evenly from 1000."""
     c, u, worse = (random(2, 4, 6, 5, seed=i) for i in range(3))
     for adaptive in (0.0, 0.004, 0.2):
@@ -275,7 +275,7 @@ def test_the_push_of_the_pag_pipelines(w):
             close(base + method.delta(step, base, {POSITIVE: c, method.branch: worse}, {}), theirs)
 
 
-def test_cfg():
+def test_cfg_as_in_diffusers():
     c, u = random(2, 4, 6, 5), random(2, 4, 6, 5, seed=1)
     close(guided(None, 6.0, {POSITIVE: c, NEGATIVE: u}), guiders.ClassifierFreeGuidance(guidance_scale=6.0).forward(c, u).pred)
     close(guided(None, 6.0, {POSITIVE: c, NEGATIVE: u}), guiders.ClassifierFreeGuidance(guidance_scale=5.0, use_original_formulation=True).forward(c, u).pred)
@@ -283,7 +283,7 @@ def test_cfg():
 
 @SLG
 @pytest.mark.parametrize("start,stop", ((0.01, 0.2), (0.0, 0.5), (0.25, 0.75)))
-def test_windows(start, stop):
+def test_windows_beside_diffusers(start, stop):
     """diffusers counts steps, floor(start n) < i < floor(stop n): never the first step, not the one at the border. Ours, as the host's nodes, compares noise
     levels with both borders in: on evenly spaced steps of a flow model start n <= i <= stop n."""
     n = 28
@@ -300,7 +300,7 @@ def test_windows(start, stop):
 
 @APG
 @pytest.mark.parametrize("eta,threshold,momentum", ((0.0, 0.0, None), (0.3, 4.0, None), (0.0, 4.0, -0.5), (1.0, 4.0, -0.75)))
-def test_apg(eta, threshold, momentum):
+def test_apg_as_in_diffusers(eta, threshold, momentum):
     """Three steps. The paper's c + (w - 1) g is their "original formulation" at w - 1; their default, u + w g, keeps the whole unconditional prediction and so
     a part of what is parallel to c, and is the paper's only where nothing is cut."""
     w = 6.0
@@ -321,7 +321,7 @@ def test_apg(eta, threshold, momentum):
 
 
 @pytest.mark.method("LodestarFreeU")
-def test_freeu():
+def test_freeu_as_in_diffusers():
     """The first version, which is what diffusers has: its stages 0 and 1 are told by number, ours by the number of channels."""
     h, skip = random(2, 8, 6, 4), random(2, 5, 6, 4, seed=1)
     for stage in (0, 1):
