@@ -70,7 +70,8 @@ class Call:
             return [("", entry) for entry in source]
         x = self.step.x
         parts = branch.windows.of(x.shape)
-        return [(f"/{i}", self.session.laid_out(entry, cut, x)) for entry in source for i, cut in windows.crops(entry, parts, x, lambda c, w: self.session.cropped_control(c, w, x.shape))]
+        controls = lambda control, window: self.session.cropped_control(control, window, x.shape)
+        return [(f"/{i}", self.session.laid_out(entry, cut, x)) for entry in source for i, cut in windows.crops(entry, parts, x, controls)]
 
     def edits_of(self, branch):
         """The attention edits of a role, outermost first."""
@@ -316,7 +317,7 @@ class Session:
         self._controls.clear()
 
     def laid_out(self, entry, cut, x):
-        """A crop `cut` of an entry with what a network lays out for all tokens of a latent's size (HiDream-O1: positions, masks) made for its area, as the host does for areas of the graph."""
+        """A crop `cut` of an entry; what a network lays out for all tokens of a latent's size (HiDream-O1: positions, masks) is made for its area, as the host does for areas of the graph."""
         if "vinput_mask" not in entry.get("model_conds", {}):
             return cut
         key = (id(entry), cut["area"])
