@@ -1,5 +1,7 @@
 """Masked Subject Attention on tensors: files, tokens, who sees what."""
 import math
+import os
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -158,7 +160,9 @@ def test_pairs_do_not_see_each_other_but_share_one_norm():
 
 
 def test_the_pair_former_is_made_of_transformer_blocks_of_diffusers():
-    diffusers = pytest.importorskip("diffusers.models.attention")
+    if os.environ.get("LODESTAR_REFERENCE"):
+        sys.path.append(os.environ["LODESTAR_REFERENCE"])
+    diffusers = pytest.importorskip("diffusers.models.attention", reason="diffusers is not here: ./scripts/test fetches it")
     w = adapter_file("pairs", tokens=32)
     former = {k[len("pair_former."):]: t for k, t in w.items() if k.startswith("pair_former.")}
     part = lambda p: {k[len(p) + 1:]: t for k, t in w.items() if k.startswith(p + ".")}
