@@ -181,7 +181,9 @@ def write_effects_page(out):
         rows = []
         for generator, metrics in generators.items():
             for metric, f in metrics.items():
-                rows.append((generator, metric, f["base_setup"], store.shown(**f["base"]), f["setup"], store.shown(f["value"], f["low"], f["high"]),
+                about, few = data["about"].get(generator, {}), f.get("pictures")
+                fewer = f"; {few} pictures" if few and about and few < about["prompts"] * about["seeds"] else ""
+                rows.append((generator, metric, f["base_setup"], store.shown(**f["base"]), f["setup"] + fewer, store.shown(f["value"], f["low"], f["high"]),
                              store.shown(**f["difference"]), f["claimed"] or "", f["verdict"]))
         lines += [store.table(("model", "metric", "base", "value", "method", "value", "difference", "the paper claims", ""), rows)]
     (out / "effects.md").write_text("\n".join(lines), encoding="utf-8")

@@ -156,10 +156,8 @@ class MaskedSubjectAttention(Edit, Finish):
 
     def validate(self):
         super().validate()
-        if self.neutral():
+        if self.neutral() or not isinstance(self.subjects, Subjects):
             return self
-        if not isinstance(self.subjects, Subjects) or not self.subjects.items:
-            raise BadInput(self.title, "subjects", None, "Connect Adapter Subject.")
         if self.layout == "prompt":
             for i, s in enumerate(self.subjects.items):
                 if s.region is None or not s.region.tokens:
@@ -169,6 +167,8 @@ class MaskedSubjectAttention(Edit, Finish):
         return self
 
     def fitted(self, facts):
+        if not isinstance(self.subjects, Subjects) or not self.subjects.items:
+            raise BadInput(self.title, "subjects", None, "Connect Adapter Subject.")
         return replace(self, subjects=self.subjects.fitted(facts.geometry, self.title, facts.network))
 
     def edits(self, step, state):

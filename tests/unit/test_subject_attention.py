@@ -234,7 +234,7 @@ def test_layout_from_the_prompt():
 
 def test_what_is_not_possible_says_so():
     with pytest.raises(BadInput, match="Connect Adapter Subject"):
-        MaskedSubjectAttention().validate()
+        MaskedSubjectAttention().fitted(None)
     with pytest.raises(BadInput, match="without words"):
         MaskedSubjectAttention(subjects=subjects(), layout="prompt").validate()
     with pytest.raises(BadInput, match="holds no background tokens"):
