@@ -13,8 +13,9 @@ from .effects import select
 from .plan import Setup, table
 from .subject import Subject, cases
 
-INTRO = """Written by `./scripts/bench costs` on {device}, host ComfyUI {version}; {steps} Euler steps, {repeats} interleaved repeats, batch {batch}; medians of the ratios within
-a repeat, in brackets the quartiles. Evaluations: rows of network batches per picture, counted. The base is plain CFG of the same network ("w = 1" rows: no guidance)."""
+INTRO = """Written by `./scripts/bench costs` on {device}, host ComfyUI {version}; Euler steps in interleaved repeats; medians of the ratios within a repeat, in brackets the
+quartiles. Evaluations: rows of network batches per picture, counted. The base is plain CFG of the same network ("w = 1" rows: no guidance). Networks that a method refuses have no row."""
+REFUSED = ("BadInput", "ValueError")      # errors of methods that say that a network cannot have them: no row
 
 
 class Timed:
@@ -213,10 +214,11 @@ def run(options, version):
     if options.kernels:
         with torch.inference_mode():
             networks["attention alone"] = measure("attention alone", kernel_ways(), options, 1)
-    about = {"device": host.device_name(), "version": version, "steps": options.steps, "repeats": options.repeats, "batch": options.batch}
     path = options.out / "costs.json"
     old = store.read_json(path)
-    store.write_json(path, {"about": about, "networks": {**old.get("networks", {}), **networks}})
+    settings = {name: {"steps": options.steps, "repeats": options.repeats, "batch": options.batch} for name in networks}
+    store.write_json(path, {"about": {"device": host.device_name(), "version": version}, "settings": {**old.get("settings", {}), **settings},
+                            "networks": {**old.get("networks", {}), **networks}})
     write_page(options.out)
 
 
@@ -228,10 +230,11 @@ def write_page(out):
         rows = []
         for r in records:
             if "error" in r:
-                rows.append((r["label"], "", "", "", r["error"]))
+                if not r["error"].startswith(REFUSED):
+                    rows.append((r["label"], "", "", "", "fails on this network: " + r["error"].splitlines()[0]))
                 continue
             promise = "" if r["limit"] is None else f"at most {r['limit']:g}: {'kept' if r['kept'] else 'not kept'}"
             memory = f"{r['peak_bytes'] / 2**20:.0f} MiB" if r["peak_bytes"] else ""
             rows.append((r["label"], f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}] x {r['base']}", f"{1000 * r['seconds_per_step']:.1f} ms", f"{r['evaluations']:g}", " ".join(x for x in (promise, memory) if x)))
-        lines += [f"## {name}", "", store.table(("", "time per step", "median", "evaluations", ""), rows)]
+        lines += [f"## {name}", "", "{steps} steps, {repeats} repeats, batch {batch}.".format(**data["settings"][name]), "", store.table(("", "time per step", "median", "evaluations", ""), rows)]
     (out / "costs.md").write_text("\n".join(lines), encoding="utf-8")

@@ -48,7 +48,7 @@ class Bench:
     def _key(self, generator, setup, found):
         return ("effects 1", generator, weights_mark(generator), repr(replace(setup, label="")), setup.sources, self.options.steps, SCHEDULER,
                 [(c.prompt, c.seed, c.extra, c.forbidden, *((c.layout,) if c.layout >= 0 else ()), *((c.source,) if c.source else ())) for c in found],
-                len({c.prompt for c in found}), *(("size", setup.size) if setup.size else ()))
+                len({c.prompt for c in found}), *(("size", setup.size) if setup.size else ()), *(("adapter", weights_mark("subject_adapter")) if "$subjects" in repr(setup) else ()))
 
     def sample(self, generator, setup):
         """The setup's Measured; batches that are in the cache are not sampled again."""
@@ -181,7 +181,9 @@ def write_effects_page(out):
         rows = []
         for generator, metrics in generators.items():
             for metric, f in metrics.items():
-                rows.append((generator, metric, f["base_setup"], store.shown(**f["base"]), f["setup"], store.shown(f["value"], f["low"], f["high"]),
+                about, few = data["about"].get(generator, {}), f.get("pictures")
+                fewer = f"; {few} pictures" if few and about and few < about["prompts"] * about["seeds"] else ""
+                rows.append((generator, metric, f["base_setup"], store.shown(**f["base"]), f["setup"] + fewer, store.shown(f["value"], f["low"], f["high"]),
                              store.shown(**f["difference"]), f["claimed"] or "", f["verdict"]))
         lines += [store.table(("model", "metric", "base", "value", "method", "value", "difference", "the paper claims", ""), rows)]
     (out / "effects.md").write_text("\n".join(lines), encoding="utf-8")

@@ -36,6 +36,28 @@ def regions_of(subject, batch, prompts=True):
     return located(found, Words(subject.clip, first, subject.encode([first])[0][0].shape[1]))
 
 
+def shapes(scene):
+    """The shapes of the first two objects, without their colours."""
+    return f"a {scene.things[0].shape} and a {scene.things[1].shape}"
+
+
+def subjects_of(subject, batch):
+    """Both objects of a case as Subjects of the bundled image adapter: each from a picture of it alone, in the middle and of middle size, with its box and the word for its shape."""
+    from ..demo.adapter import NAME
+    from ..demo.scenes import BACKGROUNDS, Scene, Thing, render
+    from ..demo.vision import DemoVision
+    from ..demo.weights_file import read
+    from ..guidance.attention.image_adapter import Subject, Subjects, parse
+    from ..guidance.attention.regions import Region
+    case, = batch
+    encoder, adapter, items = DemoVision(), parse(read(NAME), "bench"), []
+    for thing, ground, box in zip(case.scene.things, BACKGROUNDS, LAYOUTS[case.layout]):
+        picture = render(Scene(ground, (Thing(thing.colour, thing.shape, "large", SIZE / 2, SIZE / 2, 11.0),)))
+        seen = encoder.encode_image(picture.movedim(0, -1)[None]).penultimate_hidden_states
+        items.append(Subject(seen, Region(boxes=(box,)), subject.encode([f"a {thing.shape}"])[0][1]["pooled_output"][0]))
+    return Subjects(adapter, tuple(items))
+
+
 def named_of(subject, batch):
     """Both objects of a batch of cases as words of their prompts (guidance.attention.words)."""
     from ..guidance.attention.tokens import Words

@@ -1,9 +1,10 @@
 """What is measured for methods that run with weights of their own, or beside a reference with its own control."""
-from .plan import CAPTION_METRICS, Claim, Comparison, Cost, Entry, Setup, use
+from .plan import CAPTION_METRICS, PLACED_METRICS, Claim, Comparison, Cost, Entry, Setup, use
 
 DEPTH = "attention.depth_injection:DepthGuidedInjection"
 EASY = "attention.easycontrol:EasyControl"
 GLYPH = "attention.glyph_adaptive:GlyphAdaptiveAttention"
+SUBJECTS = "attention.subject_attention:MaskedSubjectAttention"
 MUTUAL = "attention.mutual:MutualSelfAttention"
 
 _told = dict(reference="$reference", reference_prompt="$reference_words")
@@ -11,6 +12,11 @@ _read = dict(recogniser="$reader", vae="$vae", text="$letters", every=2)
 _AGREEING = ("background", "palette", "accuracy", "clipped", "std_ratio", "evaluations")
 
 ENTRIES = (
+    Entry(
+        "LodestarMaskedSubjectAttention",      # the prompt names two shapes; pictures show their colours, regions say where
+        (Comparison(Setup("subjects in their boxes, scale 1", 4.0, (use(SUBJECTS, subjects="$subjects", scale=1.0),), prompts="pictured"), Setup("shapes named, no pictures", 4.0, prompts="pictured"),
+                    (Claim("objects", "higher"), Claim("iou", "higher"), Claim("in_box", "higher")), PLACED_METRICS, generators=("unet",)),),
+        (Cost("Masked Subject Attention, 2 subjects", methods=(use(SUBJECTS, subjects="$subjects"),), heavy=False, peer=r"(?i)ip.?adapter"),)),
     Entry(
         "LodestarEasyControl",      # the outlines of the captions' scenes: how near the pictures come to them
         (Comparison(Setup("EasyControl, outlines, w = 4", 4.0, (use(EASY, condition="$outlines", lora="$outlines_lora"),)), Setup("CFG, w = 4", 4.0),

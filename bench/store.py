@@ -67,7 +67,8 @@ def write_json(path, data):
 
 
 def merge(old, node_id, generator, metrics, about):
-    """effects.json with one method's figures on one generator replaced; everything else stays."""
+    """effects.json with one method's figures on one generator replaced; everything else stays. A method measured with fewer prompts than others does not change what is said of all."""
+    about = {**about, "prompts": max(about["prompts"], old.get("about", {}).get(generator, {}).get("prompts", 0))} if "prompts" in about else about
     methods = {k: dict(v) for k, v in old.get("methods", {}).items()}
     methods.setdefault(node_id, {})[generator] = metrics
     return {**old, "about": {**old.get("about", {}), generator: about}, "methods": methods}

@@ -55,8 +55,8 @@ def cases(prompts, seeds, kind="captions", task="sample"):
     if kind == "colourless":
         names = tuple(COLOURS)
         found = [replace(c, forbidden=names[c.prompt % len(names)]) for c in found]
-    if kind in ("placed", "regional"):
-        found = [replace(c, layout=c.prompt % len(layout.LAYOUTS)) for c in found]
+    if kind in ("placed", "regional", "pictured"):
+        found = [replace(c, layout=c.prompt % len(layout.LAYOUTS), group=c.prompt if kind == "pictured" else -1) for c in found]
     if kind == "edit":
         found = [replace(c, scene=s, source=before) for c in found for s, before in (layout.edited(c.scene),)]
     if kind == "graph":
@@ -70,6 +70,8 @@ def text_of(case, kind):
         return ""
     if kind in ("placed", "graph"):
         return layout.caption(case.scene)
+    if kind == "pictured":
+        return layout.shapes(case.scene)
     if kind == "colourless":
         words = re.sub(rf"\b({'|'.join(COLOURS)}) ", "", case.scene.caption)
         return re.sub(r"\ban (?=[^aeiou])", "a ", words)
@@ -142,6 +144,8 @@ class Subject:
             return self.encode([" ".join(f"a {batch[0].forbidden or 'red'} {shape}" for shape in SHAPES)])
         if text in ("$regions", "$words"):
             return layout.regions_of(self, batch, prompts=text == "$regions")
+        if text == "$subjects":
+            return layout.subjects_of(self, batch)
         if text == "$named":
             return layout.named_of(self, batch)
         if text == "$pair":

@@ -17,6 +17,7 @@ from _process import Failure, note, run_logged, tail
 
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements"
 PINS = REQUIREMENTS / "pins.txt"
+REFERENCE = REQUIREMENTS / "reference.txt"
 # Only for the web page, different in every release, and large. Tests of the page fetch their own (see frontend()).
 PAGE_ONLY = ("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs")
 # Run inside an environment: is every requirement in the files met?
@@ -225,6 +226,23 @@ def pytest_path(python: str) -> str | None:
             if run_logged("Installing pytest beside your Python", [pip_python(), "-m", "pip", "install", "--target", target, "pytest"], log) != 0:
                 raise Failure(explain(log, "pytest"))
     return str(target)
+
+
+def reference() -> str | None:
+    """A folder with the implementation that the unit tests compare with (requirements/reference.txt), for LODESTAR_REFERENCE; None if it cannot be had.
+    It is in no environment, and comes without its dependencies: what it needs of them is there with every host, in the host's versions."""
+    wanted = REFERENCE.read_text(encoding="utf-8").split("#")[0].strip()
+    target, log = cache() / "reference" / wanted.replace("==", "-"), cache() / "reference.log"
+    done = target / "complete"
+    with lock():
+        if not done.is_file():
+            log.unlink(missing_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            command = [pip_python(), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--no-compile", "--target", target, wanted]
+            if run_logged(f"Fetching {wanted} for the tests", command, log) == 0:
+                done.touch()
+    return str(target) if done.is_file() else None
 
 
 def frontend(host: Host) -> str | None:

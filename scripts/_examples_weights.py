@@ -61,4 +61,30 @@ def _depth(definitions, definition, name):
     return g
 
 
-OWN = {"LodestarEasyControl": _easycontrol, "LodestarGlyphAdaptiveAttention": _glyph, "LodestarDepthGuidedInjection": _depth}
+def _subject(g, scene, name, encoder, adapter, x, shape, seed, before):
+    """A picture of a thing, drawn by the model itself, as a subject with its box; (subjects, the picture)."""
+    text = g.add("CLIPTextEncode", f"The {name}", text=f"a large {name} in the center on a white background", clip=scene.clip)[0]
+    picture = scene.decode(scene.sample(positive=text, seed=seed, title=f"Draws the {name}"))
+    seen = g.add("CLIPVisionEncode", clip_vision=encoder, image=picture, crop="center")[0]
+    region = g.add("LodestarRegion", f"Where the {name} is to be", x=x, y=0.3, width=0.42, height=0.42)[0]
+    phrase = g.add("CLIPTextEncode", "What it is", text=f"a {shape}", clip=scene.clip)[0]
+    given = dict(adapter=adapter, vision=seen, region=region, phrase=phrase)
+    return g.add("LodestarAdapterSubject", **given, **({"subjects": before} if before is not None else {}))[0], picture
+
+
+def _subjects(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: the prompt names two shapes and no colour. Two pictures, drawn here by the model itself, show what they look like; each is seen by its box alone. "
+                               "Above with the node, below without, then the two pictures.", prompt="a circle and a square")
+    g = scene.graph
+    encoder, adapter = g.add("LodestarLoadDemoVision")[0], g.add("LodestarLoadImageAdapter")[0]
+    one, first = _subject(g, scene, "red circle", encoder, adapter, 0.04, "circle", SEED, None)
+    both, second = _subject(g, scene, "blue square", encoder, adapter, 0.54, "square", SEED + 1, one)
+    model = g.add(definition.node_id, model=scene.model, subjects=both, scale=1.0)[0]
+    scene.save(scene.sample(model, seed=SEED + 2, title="With the node"), name, "With the node")
+    scene.save(scene.sample(seed=SEED + 2, title="Without it"), f"{name}_without", "Without it")
+    for i, picture in enumerate((first, second)):
+        g.add("SaveImage", "What the subjects look like", images=picture, filename_prefix=f"lodestar/{name}_{i + 1}")
+    return g
+
+
+OWN = {"LodestarMaskedSubjectAttention": _subjects, "LodestarEasyControl": _easycontrol, "LodestarGlyphAdaptiveAttention": _glyph, "LodestarDepthGuidedInjection": _depth}

@@ -47,7 +47,8 @@ CORE |= {
     "MaskComposite": ("MaskComposite", (("destination", "MASK", None), ("source", "MASK", None), ("x", "INT", 0), ("y", "INT", 0), ("operation", "COMBO", "multiply")),
                       (("MASK", "MASK"),)),
 }
-CORE |= {"MaskToImage": ("Convert Mask to Image", (("mask", "MASK", None),), (("IMAGE", "IMAGE"),))}
+CORE |= {"CLIPVisionEncode": ("CLIP Vision Encode", (("clip_vision", "CLIP_VISION", None), ("image", "IMAGE", None), ("crop", "COMBO", "center")), (("CLIP_VISION_OUTPUT", "CLIP_VISION_OUTPUT"),)),
+         "MaskToImage": ("Convert Mask to Image", (("mask", "MASK", None),), (("IMAGE", "IMAGE"),))}
 SEEDS = ("seed", "noise_seed")      # the page keeps "control after generate" behind these
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 WIDTH, GAP, ROW = 320, 60, 26

@@ -148,7 +148,10 @@ def test(arguments: list[str]) -> int:
     one = {"OMP_NUM_THREADS": "1"} if many else {}      # the tests' networks are small: a host on each core is faster than a core more for each
     try:
         if unit:
-            env = _environment(None, **one)
+            reference = _envs.reference()
+            if reference is None:
+                note(f"The tests that compare with {_envs.REFERENCE.read_text(encoding='utf-8').split('#')[0].strip()} are skipped: it could not be fetched.")
+            env = _environment(None, **one, **({"LODESTAR_REFERENCE": reference} if reference else {}))
             jobs.append(("unit tests", _pytest(prepared[0][1], unit, options, reports / "0.xml", env), env, reports / "0.log"))
         for host, python in prepared if host_paths else []:
             page = _envs.frontend(host) if os.path.isdir(os.path.join(ROOT, "tests", "browser")) else None

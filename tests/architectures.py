@@ -32,6 +32,7 @@ class Specimen:
     rows: int = 1                      # rows of the smallest batch (the frames of a video U-Net)
     streams: tuple = ()                # the shapes of further streams of a packed latent (sound beside a video)
     text: Callable | None = None       # the arguments that hold the text, of its tokens; None: it is `context`
+    sized: Callable | None = None      # further arguments, of the text's tokens and the latent, where they depend on its size
 
     def names(self):
         return [f"{stage}.{i}" for stage, count in self.stages.items() for i in range(count)]

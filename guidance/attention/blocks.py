@@ -10,6 +10,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from .edits import titled
+
 
 @dataclass(frozen=True)
 class BlockSite:
@@ -47,7 +49,7 @@ class BlockEdit:
     def check(self, geometry, layers):
         """Raises ValueError where the edit has no meaning on a network's layers."""
         if "space" not in self.parts and not geometry.temporal:
-            raise ValueError(f"{type(self).__name__}: this {geometry.family} network has no blocks over the frames of their own; only video U-Nets such as SVD have.")
+            raise ValueError(f"{titled(self)}: this {geometry.family} network has no blocks over the frames of their own; only video U-Nets such as SVD have.")
 
     def pick(self, layers, step):
         """The layers, of those selected (in order of execution), that the edit acts on at this step."""

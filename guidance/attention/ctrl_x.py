@@ -120,7 +120,8 @@ def default_layers(levels, geometry):
     """(residual blocks, structure attention, appearance) of a network; `levels` {output block: number of its resolution, 0 the smallest} on a U-Net, else empty."""
     if not levels:
         stages = geometry.stages()
-        return ("none", f"{stages[0]}.*", f"{stages[1]}.0%-50%") if len(stages) > 1 else ("none", f"{stages[0]}.0%-50%", f"{stages[0]}.50%-100%")
+        late = f"{stages[1]}.50%-100%" if len(stages) > 1 else f"{stages[0]}.70%-100%"
+        return "none", late, late
     blocks = sorted({x.index for x in geometry.layers if x.stage == "output"})
     low = min(levels[i] for i in blocks)
     first, second = [i for i in blocks if levels[i] == low], [i for i in blocks if levels[i] == low + 1]
@@ -145,8 +146,8 @@ class CtrlX(Edit, Steer):
     else the positive prompt.
     `recurrence` r: in the steps from recurrence_start to recurrence_end, after the controlled step to the next level, the state is noised back and stepped again without control,
     r times. This is exact for first-order samplers (Euler, DDIM), an approximation for others.
-    On DiTs (no values in the paper): queries and keys of the first stage (the first half of a network of one stage); appearance on the values, the authors' other variant, of
-    the first half of the second stage (the second half of a network of one).
+    On DiTs (no values in the paper): the second half of the second stage (of a network of one stage the last 30 %) for both, which the bundled model followed best; appearance on the values,
+    the authors' other variant.
 
     Defaults: both until 60 %, recurrence 2 from 10 % to 50 % (the paper, SDXL, 50 DDIM steps with eta 1, CFG 5). Layers: SDXL output.0 (features), output.0-2 (structure), input.4-5,7-8 and
     output.1-4 (appearance); SD1.5 has none in the paper: the decoder's two smallest sizes with attention and the encoder's likewise.

@@ -6,6 +6,7 @@ before the output projection. `attend(q, k, v)` is the next edit's or the networ
 """
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -118,6 +119,14 @@ class FeatureEdit(AttentionEdit):
     def feature(self, site, h, skip):
         """(h, skip) [rows, channels, height, width] each; must not change its arguments in place. site.layer is the block's number."""
         raise NotImplementedError
+
+
+def titled(edit):
+    """What messages call an edit: its own title, else that of the method whose file it is in, else the name of its class."""
+    if getattr(edit, "title", None):
+        return edit.title
+    here = [c for c in vars(sys.modules[type(edit).__module__]).values() if isinstance(c, type) and c.__module__ == type(edit).__module__ and getattr(c, "node_id", None)]
+    return here[0].title if len(here) == 1 else type(edit).__name__
 
 
 def chain(edits, site, attend):

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, rows_of
+from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, rows_of, titled
 from ..layers import JOINT_FAMILIES
 from . import feature_hooks, references, rotary, unet_hooks
 from .calls import Noter
@@ -521,16 +521,16 @@ def shadow_rows(call, options, x, roles):
         return None
     if geometry.family not in JOINT_FAMILIES:
         if geometry.family in REFUSED:
-            raise ValueError(f"{getattr(edits[0], 'title', 'A negative prompt inside attention')} is not possible on {geometry.family} networks: {REFUSED[geometry.family]}.")
+            raise ValueError(f"{titled(edits[0])} is not possible on {geometry.family} networks: {REFUSED[geometry.family]}.")
         return Appended(call, edits, options)
     if len(edits) > 1:
-        raise ValueError("Two attention edits with texts of their own cannot run on one model with joint attention; keep one of them.")
+        raise ValueError(f"{' and '.join(sorted({titled(e) for e in edits}))}: two attention edits with texts of their own cannot run on one model with joint attention; keep one of them.")
     if getattr(edits[0], "negative", None) is None:
         if geometry.family in REFUSED:
-            raise ValueError(f"{edits[0].title} is not possible on {geometry.family} networks: {REFUSED[geometry.family]}.")
+            raise ValueError(f"{titled(edits[0])} is not possible on {geometry.family} networks: {REFUSED[geometry.family]}.")
         return Joined(call, edits[0], options)
     if geometry.family in NO_SHADOW:
-        raise ValueError(f"A negative prompt inside attention is not possible on {geometry.family} networks: {NO_SHADOW[geometry.family]}.")
+        raise ValueError(f"{titled(edits[0])}: a negative prompt inside attention is not possible on {geometry.family} networks: {NO_SHADOW[geometry.family]}.")
     return Shadow(call, edits[0], carried, x.shape[0] // len(roles), options)
 
 
@@ -548,7 +548,7 @@ def _refuse_unreachable(call):
             if not kinds:
                 raise ValueError(f"{_network(session)} tells its attention nothing about the call, so no edit can find its rows: nodes that change or read attention cannot act on this "
                                  "model. Nodes that leave blocks out or act on predictions can.")
-            raise ValueError(f"{type(edit).__name__} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "
+            raise ValueError(f"{titled(edit)} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "
                              f"attention. It has:\n{session.geometry.describe()}")
 
 
@@ -583,7 +583,7 @@ def check_fired(call, options):
     if missing:
         edit = missing[0][0]
         names = ", ".join(str(x) for x in call.session.geometry.layers if (edit, x) in missing)
-        raise RuntimeError(f"{type(edit).__name__} did not reach the attention of {names} in {_network(call.session)}. This host or another node computes it where "
+        raise RuntimeError(f"{titled(edit)} did not reach the attention of {names} in {_network(call.session)}. This host or another node computes it where "
                            "attention edits cannot act; choose other layers, or remove the node.")
 
 
@@ -592,5 +592,5 @@ def check_run(session):
     records = vars(session)
     lost = records.get("edits_wanted", set()) - records.get("edits_fired", set())
     if lost:
-        names = ", ".join(sorted(type(e).__name__ for e in lost))
+        names = ", ".join(sorted({titled(e) for e in lost}))
         raise RuntimeError(f"{names} never reached the attention of {_network(session)}: this host or another node computes it where attention edits cannot act.")

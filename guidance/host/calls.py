@@ -5,7 +5,7 @@ import uuid
 
 import torch
 
-from ..attention.edits import merge_groups
+from ..attention.edits import merge_groups, titled
 from ..attention.regions import WHOLE
 from ..layers import select
 from ..method import NEGATIVE, POSITIVE, Branch
@@ -70,7 +70,8 @@ class Call:
             return [("", entry) for entry in source]
         x = self.step.x
         parts = branch.windows.of(x.shape)
-        return [(f"/{i}", cut) for entry in source for i, cut in windows.crops(entry, parts, x, lambda c, w: self.session.cropped_control(c, w, x.shape))]
+        controls = lambda control, window: self.session.cropped_control(control, window, x.shape)
+        return [(f"/{i}", self.session.laid_out(entry, cut, x)) for entry in source for i, cut in windows.crops(entry, parts, x, controls)]
 
     def edits_of(self, branch):
         """The attention edits of a role, outermost first."""
@@ -119,7 +120,7 @@ class Call:
             if parts:
                 kept[reading] = reading.edit.gather([(self.session.entries.get(u, {}).get("area"), layer, t) for u, layer, t in parts], shape)
             elif reading not in kept:
-                raise RuntimeError(f"{type(reading.edit).__name__} noted nothing: the {reading.prompt} prompt's rows did not reach the layers that it reads.")
+                raise RuntimeError(f"{titled(reading.edit)} noted nothing: the {reading.prompt} prompt's rows did not reach the layers that it reads.")
         return {r: kept[r] for r in self.readings}
 
     # blocks
@@ -245,6 +246,7 @@ class Session:
         self.references, self.references_first = {}, False      # latents and noise of references; whether they cannot share the others' network calls
         self.converted = {}      # {Prompt: entries} of the methods' own prompts, their hooks registered
         self._controls = {}      # {(ControlNet, window, shape): its cropped copy}
+        self._laid_out = {}      # {(id of an entry, area): (what was made of it for the area, the entry)}
         self.readings = {}       # {Reading: its last value}
 
     @property
@@ -313,6 +315,17 @@ class Session:
         for control in self._controls.values():
             control.cleanup()
         self._controls.clear()
+
+    def laid_out(self, entry, cut, x):
+        """A crop `cut` of an entry; what a network lays out for all tokens of a latent's size (HiDream-O1: positions, masks) is made for its area, as the host does for areas of the graph."""
+        if "vinput_mask" not in entry.get("model_conds", {}):
+            return cut
+        key = (id(entry), cut["area"])
+        if key not in self._laid_out:
+            import comfy.samplers
+            made = comfy.samplers.encode_model_conds(self.model.extra_conds, [cut], torch.zeros_like(x), x.device, "positive")[0]["model_conds"]
+            self._laid_out[key] = (made, entry)      # kept with it, for its id
+        return {**cut, "model_conds": self._laid_out[key][0]}
 
     def resized(self, prompt, x, full):
         """The entries of "positive", "negative" or a Prompt, processed for an input x of another height and width than the run's latent of shape `full`."""

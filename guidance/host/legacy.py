@@ -12,6 +12,7 @@ import logging
 import torch
 
 from .. import engine
+from ..attention.edits import titled
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE
 from . import attention_hooks, block_hooks, control_hooks, features
@@ -84,7 +85,7 @@ class Hooks:
         step = self.session.run.step(x, sigma)
         self.call = _Call(self.session, engine.plan(self.session.run, step, _PROBE), step)
         if self.call.references:
-            raise ValueError(f"{next(type(e).__name__ for e in self.call.edited if e.references)}: attention to a reference picture needs a newer ComfyUI (December 2024 or later); this one cannot "
+            raise ValueError(f"{next(titled(e) for e in self.call.edited if e.references)}: attention to a reference picture needs a newer ComfyUI (December 2024 or later); this one cannot "
                              "evaluate the reference beside the prompts. Without a reference.")
 
     def network(self, apply, args):

@@ -5,7 +5,7 @@ import contextlib
 
 import torch
 
-from ..attention.edits import Site, merge_groups
+from ..attention.edits import Site, merge_groups, titled
 from ..attention.features import InputEdit, ResidualEdit
 from . import references
 from .compiled import eager
@@ -28,7 +28,7 @@ def install(call, transformer):
 def refuse(call):
     """ValueError for these edits on a network that is no U-Net."""
     for edit in (*_of(call, ResidualEdit), *_of(call, InputEdit)):
-        raise ValueError(f"{type(edit).__name__} changes features of a U-Net; {type(call.session.model.diffusion_model).__name__} is none.")
+        raise ValueError(f"{titled(edit)} changes features of a U-Net; {type(call.session.model.diffusion_model).__name__} is none.")
 
 
 def _through(call, options, edits, layer, h, place, run, extra=None):

@@ -5,7 +5,8 @@ import os
 
 from ..method import BadInput
 
-OWN = "lodestar"       # models/lodestar
+OWN = "lodestar"               # models/lodestar
+ADAPTERS = "ipadapter"         # models/ipadapter, where the packs for image adapters look
 
 
 def _folders():
@@ -22,8 +23,8 @@ def names(folder=OWN):
         folders = _folders()
     except ImportError:
         return []
-    if folder == OWN and OWN not in folders.folder_names_and_paths:
-        folders.add_model_folder_path(OWN, os.path.join(folders.models_dir, OWN))
+    if folder in (OWN, ADAPTERS) and folder not in folders.folder_names_and_paths:
+        folders.add_model_folder_path(folder, os.path.join(folders.models_dir, folder))
     try:
         return sorted(n for n in folders.get_filename_list(folder) if n.endswith(".safetensors"))
     except (KeyError, FileNotFoundError):

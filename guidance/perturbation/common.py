@@ -50,10 +50,10 @@ def gaussian(sigma, size, like):
 
 
 def kernel_size(sigma, largest):
-    """Width of a Gaussian kernel: 3 sigma to each side, odd, and no wider than what it blurs (mirrored borders reach no further)."""
+    """Width of a Gaussian kernel: 3 sigma to each side, odd, and at most the first odd width that spans what it blurs, as in the published code."""
     size = math.ceil(6 * sigma)
     size += 1 - size % 2
-    return min(size, largest - 1 + largest % 2)
+    return min(size, largest + 1 - largest % 2)
 
 
 def blur2d(x, sigma, sizes=None):

@@ -152,3 +152,32 @@ def test_a_further_prediction_on_a_network_of_pairs(lab):
     alone = models.sample(specimen, model, other, negative=other)
     assert (out - alone).abs().max() <= 1e-4 * alone.abs().max()
     assert (out - models.sample(specimen, model)).abs().max() > 1e-3 * alone.abs().max()
+
+
+@pytest.mark.method("LodestarSlidingWindowGuidance")
+def test_crops_of_a_network_that_lays_out_its_tokens_for_the_whole_picture(host):
+    """HiDream-O1: positions and masks of all tokens are made for a crop as the host makes them for a picture of that size. Crop by crop with the host's own functions."""
+    if not newest(host.path):
+        pytest.skip("the newest host alone has it")
+    import comfy.samplers
+    from lodestar.guidance.host.attach import attach
+    from lodestar.guidance.perturbation.swg import SlidingWindowGuidance
+    from lodestar.tests.zoo import models
+    with torch.inference_mode():
+        specimen = ALL["hidream_o1"]()
+        model = models.model_of(specimen)
+
+    def post(args):
+        x, total, count = args["input"], torch.zeros_like(args["input"]), torch.zeros_like(args["input"])
+        for y in (0, 96):
+            for left in (0, 96):
+                part = (..., slice(y, y + 160), slice(left, left + 160))
+                cond = comfy.samplers.encode_model_conds(args["model"].extra_conds, list(args["cond"]), x[part], x.device, "positive")
+                total[part] += comfy.samplers.calc_cond_batch(args["model"], [cond], x[part].contiguous(), args["sigma"], args["model_options"])[0]
+                count[part] += 1
+        return args["denoised"] + 0.8 * (count > 1) * (args["cond_denoised"] - total / count)
+    theirs = model.clone()
+    theirs.set_model_sampler_post_cfg_function(post)
+    out, expected = models.sample(specimen, attach(model, SlidingWindowGuidance(scale=0.8))), models.sample(specimen, theirs)
+    assert (out - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert (out - models.sample(specimen, model)).abs().max() > 1e-2 * expected.abs().max()

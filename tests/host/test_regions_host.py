@@ -273,7 +273,7 @@ def test_separation(lab, kind):
 def test_two_texts_in_joint_attention_are_refused(lab):
     usable(lab, "regional", "flux")
     model = lab.attach(lab.attach(lab.models["flux"], lab.methods["regional"]()), lab.others_present["nag"]())
-    with pytest.raises(ValueError, match="Two attention edits with texts of their own"):
+    with pytest.raises(ValueError, match="two attention edits with texts of their own"):
         lab.run(model)
 
 

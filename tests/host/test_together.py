@@ -149,5 +149,5 @@ def test_prompts_of_regions_among_the_others(lab, kind):
     assert torch.isfinite(out).all()
     close(lab.run(kind, model, seed=1, steps=1), out[1:])
     if kind == "flux":
-        with pytest.raises(ValueError, match="Regional|text"):
+        with pytest.raises(ValueError, match="Normalized Attention Guidance and Regional Prompts: two attention edits"):
             lab.run(kind, lab.attach(attached(lab, kind), RegionalPrompts(regions=regions)))

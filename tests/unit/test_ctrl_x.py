@@ -127,7 +127,9 @@ def test_the_default_layers():
     assert [str(x) for x in select(sd15, appearance)] == ["input.4", "input.5", "input.7", "input.8", "output.4", "output.5", "output.6", "output.7"]
     flux = Geometry("flux", tuple(Layer(s, i) for s, n in (("double", 19), ("single", 38)) for i in range(n)))
     features, structure, appearance = default_layers({}, flux)
-    assert features == "none" and {x.stage for x in select(flux, structure)} == {"double"} and {x.stage for x in select(flux, appearance)} == {"single"}
+    assert features == "none" and [[x.index for x in select(flux, found) if x.stage == "single"] for found in (structure, appearance)] == [list(range(19, 38))] * 2
+    one = Geometry("wan", tuple(Layer("block", i) for i in range(10)))
+    assert [[x.index for x in select(one, found)] for found in default_layers({}, one)[1:]] == [[7, 8, 9]] * 2
 
 
 class Facts:

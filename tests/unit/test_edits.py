@@ -166,3 +166,13 @@ def test_nothing_to_edit_is_one_call_of_everything():
     q, k, v = qkv(rows=4)
     apply_rows(merge_groups([(), ()], 2), q, k, v, base, Site("self", None))
     assert calls == [(0, 4)]
+
+
+def test_messages_call_an_edit_by_its_nodes_title():
+    from lodestar.guidance.attention.blocks import SkipBlock
+    from lodestar.guidance.attention.directed import DirectedAttention
+    from lodestar.guidance.attention.edits import titled
+    from lodestar.guidance.attention.nasa import SteerAway
+    from lodestar.guidance.attention.regional import RegionalAttention
+    assert [titled(e()) for e in (DirectedAttention, SteerAway, RegionalAttention)] == ["Directed Diffusion", "Negative-Away Steer Attention", "Regional Prompts"]
+    assert titled(SkipBlock()) == "SkipBlock"      # serves several nodes

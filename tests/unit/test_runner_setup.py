@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -288,3 +289,18 @@ def test_wrong_arguments_end_before_anything_is_set_up(arguments, match, tmp_pat
     done = subprocess.run([sys.executable, "-S", str(ROOT / "scripts" / "_main.py"), "demo", *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and match in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "cache" / "venv").exists()
+
+
+def test_the_reference_is_fetched_once_and_may_be_missing(cache, monkeypatch):
+    commands, codes = [], iter((1, 0))
+    monkeypatch.setattr(_envs, "pip_python", lambda: "python")
+
+    def run(title, command, log):
+        commands.append([str(c) for c in command])
+        command[command.index("--target") + 1].mkdir(parents=True)      # pip leaves a folder behind where it fails, too
+        return next(codes)
+    monkeypatch.setattr(_envs, "run_logged", run)
+    assert _envs.reference() is None
+    found = _envs.reference()
+    assert found == _envs.reference() and len(commands) == 2 and Path(found).parent.name == "reference"
+    assert re.fullmatch(r"diffusers==[\d.]+", commands[1][-1]) and "--no-deps" in commands[1]

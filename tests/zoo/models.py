@@ -28,6 +28,9 @@ def _conds(specimen):
         tokens = kwargs["cross_attn"]
         found = specimen.text(tokens) if specimen.text is not None else {"c_crossattn": tokens}
         found = {**found, **specimen.extra(1, tokens.shape[1])}
+        if specimen.sized is not None:
+            high, wide = (kwargs.get("area") or kwargs["noise"].shape[-2:])[:2]      # of the part that the prompt is for
+            found.update(specimen.sized(tokens, kwargs["noise"][..., :high, :wide]))
         if specimen.streams:
             found["latent_shapes"] = kwargs.get("latent_shapes")
         return {k: wrapped(v) for k, v in found.items() if v is not None}

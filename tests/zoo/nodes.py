@@ -69,6 +69,17 @@ class Bench:
         self.positive, found = self.node("LodestarRegionPrompt", clip=self.clip, text=TEXT, regions=made[0])
         return {"regions": found}
 
+    def subjects(self):
+        """Two subjects in halves of the picture, by an adapter with random weights for the specimen's layers (two layers where it is no U-Net)."""
+        from ...guidance.attention.image_adapter import parse
+        from ..adapters import adapter_file, widths_of
+        widths = widths_of(self.specimen.net) if hasattr(self.specimen.net, "input_blocks") else (8, 8)
+        adapter, made = parse(adapter_file(widths=widths), "random"), None
+        for seed, x in ((1, 0.0), (2, 0.5)):
+            seen = SimpleNamespace(image_embeds=torch.randn(1, 12, generator=torch.Generator().manual_seed(seed)))
+            made, = self.node("LodestarAdapterSubject", adapter=adapter, vision=seen, region=self.node("LodestarRegion", x=x)[0], subjects=made)
+        return {"subjects": made}
+
     def words(self):
         self.positive, found, _ = self.node("LodestarPromptWords", clip=self.clip, text=TEXT, words="red ball, blue cube")
         return {"words": found}
@@ -101,6 +112,7 @@ GIVEN = {
     "LodestarFreeU": lambda b, m: WHOLE,
     "LodestarGlyphAdaptiveAttention": lambda b, m: {**WHOLE, "recogniser": Legible(), "vae": Vae(), "text": "ab", "reference": b.latent, "every": 1},
     "LodestarLayoutGuidance": lambda b, m: {**WHOLE, **b.regions(), "scale": 300.0, "threshold": 0.0, "iterations": 1},
+    "LodestarMaskedSubjectAttention": lambda b, m: {**WHOLE, **b.subjects()},
     "LodestarMutualSelfAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarNegativeAwaySteerAttention": lambda b, m: {**WHOLE, "negative": b.other},
     "LodestarNormalizedAttentionGuidance": lambda b, m: {**WHOLE, "negative": b.other},
