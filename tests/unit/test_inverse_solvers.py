@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from lodestar.guidance.inverse import ddnm, levels, lgd, mpgd, pigdm, problem, psld, reddiff, repaint, solver
+from lodestar.guidance.inverse import ddnm, levels, lgd, mpgd, pigdm, problem, psld, reddiff, repaint, resample, solver
 from lodestar.guidance.inverse.dps import DiffusionPosteriorSampling
 from lodestar.guidance.inverse.levels import noise_source
 from lodestar.guidance.inverse.operators import Colourisation, GaussianBlur, Inpainting, Jpeg, MissingTraces, MotionBlur, Quantisation, RandomProjection, SuperResolution, Wavelet
@@ -17,11 +17,13 @@ from lodestar.tests.toys import euler, gaussian, levels as schedule, mixture, st
 
 DPS, LGD, PIGDM, DDNM = DiffusionPosteriorSampling, lgd.LossGuidedDiffusion, pigdm.PseudoinverseGuidance, ddnm.NullSpaceSampler
 MPGD, PSLD, REPAINT, RED = mpgd.ManifoldPreservingGuidance, psld.LatentPosteriorSampling, repaint.RePaint, reddiff.REDdiff
+RESAMPLE = resample.ReSample
 FLOWS = pytest.mark.parametrize("flow", [False, True], ids=("k", "flow"))
 ALL = {"dps": DPS(scale=0.3), "dps likelihood": DPS(scale=1.0, form="likelihood"), "lgd": LGD(scale=0.3, samples=3), "pigdm": PIGDM(), "pigdm published": PIGDM(form="published"), "ddnm": DDNM(repeats=2),
-       "mpgd": MPGD(scale=0.1, eta=0.5, repeats=2), "psld": PSLD(scale=0.3, gluing=0.1, eta=1.0), "repaint": REPAINT(jump=2, rounds=2), "red": RED(inner=2)}
+       "mpgd": MPGD(scale=0.1, eta=0.5, repeats=2), "psld": PSLD(scale=0.3, gluing=0.1, eta=1.0), "repaint": REPAINT(jump=2, rounds=2), "red": RED(inner=2),
+       "resample": RESAMPLE(every=1, rounds=5, ahead=2)}
 EVERY = pytest.mark.method("LodestarDiffusionPosteriorSampling", "LodestarLossGuidedDiffusion", "LodestarPseudoinverseGuidance", "LodestarNullSpaceSampler",
-                           "LodestarManifoldPreservingGuidance", "LodestarLatentPosteriorSampling", "LodestarRePaint", "LodestarREDdiff")
+                           "LodestarManifoldPreservingGuidance", "LodestarLatentPosteriorSampling", "LodestarRePaint", "LodestarREDdiff", "LodestarReSample")
 LINEAR = (SuperResolution(2), SuperResolution(2, "bicubic"), GaussianBlur(0.6), MotionBlur(3.0), RandomProjection(0.5), Wavelet(1), MissingTraces())
 
 
@@ -312,6 +314,37 @@ def test_red_is_its_papers_gradient(flow):
     torch.testing.assert_close(given.operator.measure(fitted), given.y.expand(2, -1, -1, -1), atol=1e-2, rtol=0)
 
 
+@pytest.mark.method("LodestarReSample")
+@FLOWS
+def test_resampling_lies_between_the_model_and_the_fit(flow):
+    s, t = (0.8, 0.6) if flow else (3.0, 1.5)
+    x, clean, noise = torch.randn(3, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    point = solver.Point(x, s, t, flow, None, None)
+    torch.testing.assert_close(resample.drawn_between(x, clean, point, 1e12, noise), levels.signal(t, flow) * clean + t * noise)
+    torch.testing.assert_close(resample.drawn_between(x, clean, point, 1e-12, noise), x, atol=1e-5, rtol=0)
+    # the product of N(b clean, left) and N(v, g): the paper's formula, from precisions
+    c, abar = levels.amplitude(t, flow), levels.signal(s, flow) ** 2 / levels.amplitude(s, flow) ** 2
+    b = levels.signal(t, flow) / c
+    g = 40 * (1 - b * b) / (1 - abar) * (1 - abar / (b * b))
+    precision = 1 / (1 - b * b) + 1 / g
+    mean = (b * clean / (1 - b * b) + (x / c) / g) / precision
+    torch.testing.assert_close(resample.drawn_between(x, clean, point, 40.0, noise), c * (mean + precision**-0.5 * noise))
+
+
+@pytest.mark.method("LodestarReSample")
+@FLOWS
+def test_resample_ends_on_the_measurement(flow):
+    model, x, sigmas = start(flow)
+    for noise in (0.0, 0.2):
+        given = task(SuperResolution(2), noise)
+        out = run(RESAMPLE(every=1, rounds=400, rate=0.05, scale=0.0), model, x, sigmas, given, flow)
+        error = given.residual(out).flatten(1).square().mean(1)
+        assert error.max() < 1.5 * max(noise * noise, 1e-6)      # the first round that is below the noise is the last
+    nothing = run(RESAMPLE(strength=0.0, scale=0.0), model, x, sigmas, given, flow)
+    torch.testing.assert_close(nothing, solver.euler(model, x, sigmas))
+    assert len(RESAMPLE(ahead=3).way(sigmas, 2)) == 4 and RESAMPLE(ahead=9).way(sigmas, 4).tolist() == sigmas[4:].tolist()
+
+
 def _picture(z):
     return 0.5 * z + 0.5
 
@@ -332,7 +365,7 @@ def test_pictures_in_our_range_are_pictures_in_the_papers(method):
 
 @EVERY
 @pytest.mark.parametrize("operator", [Quantisation(4), Jpeg(30)], ids=lambda o: type(o).__name__)
-@pytest.mark.parametrize("name", ["dps", "lgd", "pigdm", "ddnm", "mpgd", "psld", "red"])
+@pytest.mark.parametrize("name", ["dps", "lgd", "pigdm", "ddnm", "mpgd", "psld", "red", "resample"])
 def test_curved_operators_come_nearer_to_the_measurement(operator, name):
     model = gaussian(0.5, 0.05, (3, 8, 8))
     sigmas = schedule(False, 8)

@@ -15,8 +15,9 @@ from .base import Operator, planes
 @functools.lru_cache(64)
 def _decomposed(operator, size):
     """(matrix, its singular decomposition u, s, v) of one axis, in float64."""
-    matrix = operator.axis(size)
-    return matrix, *torch.linalg.svd(matrix, full_matrices=False)
+    with torch.inference_mode(False):
+        matrix = operator.axis(size)
+        return matrix, *torch.linalg.svd(matrix, full_matrices=False)
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,11 @@ class Transformed(Operator):
 @functools.lru_cache(32)
 def _cosines(size):
     """The orthonormal cosine transform (DCT-II) of one axis."""
-    k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)[None]
-    matrix = torch.cos(math.pi * (n + 0.5) * k / size) * math.sqrt(2.0 / size)
-    matrix[0] /= math.sqrt(2.0)
-    return matrix
+    with torch.inference_mode(False):
+        k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)[None]
+        matrix = torch.cos(math.pi * (n + 0.5) * k / size) * math.sqrt(2.0 / size)
+        matrix[0] /= math.sqrt(2.0)
+        return matrix
 
 
 @dataclass(frozen=True)
