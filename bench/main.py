@@ -1,4 +1,4 @@
-"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`."""
+"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`, `./scripts/bench exactness`."""
 from __future__ import annotations
 
 import argparse
@@ -42,9 +42,12 @@ def parser():
     r.add_argument("--scenes", type=_count(2), default=40, help="scenes per reading and model (default 40)")
     r.add_argument("--generator", choices=("unet", "dit", "both"), default="both")
     r.add_argument("--fresh", action="store_true", help="read again what is in the cache")
+    x = sub.add_parser("exactness", help="errors of the measurement solvers against closed-form posteriors", description="Writes docs/effects/exactness.json and exactness.md.")
+    x.add_argument("--steps", type=_count(2), default=200, help="sampler steps (default 200)")
+    x.add_argument("--samples", type=_count(10), default=1000, help="samples of each solver (default 1000)")
     for s in (e, c):
         s.add_argument("--batch", type=_count(1), default=16 if s is e else 4, help="pictures per batch")
-    for s in (e, c, r):
+    for s in (e, c, r, x):
         s.add_argument("--out", type=Path, default=EFFECTS, help=argparse.SUPPRESS)
         s.add_argument("--cpu", action="store_true", help="don't use a GPU")
         s.add_argument("--threads", type=_count(1), help="CPU threads of the network")
@@ -58,6 +61,11 @@ def main(argv=None):
     from . import host
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.what == "exactness":      # needs no host
+        from .exactness import run
+        run(args.out, args.steps, args.samples)
+        print(f"Written to {args.out}")
+        return 0
     try:
         version = host.start(True if args.cpu else None)
         if args.threads:

@@ -1,0 +1,22 @@
+"""The measurement of a graph as the solvers' Problem, for the model that samples."""
+from __future__ import annotations
+
+import torch
+
+from ..inverse.problem import Problem
+from .decode import Decoder
+from .encode import Encoder
+
+
+def bind(measurement, latent_format, like):
+    """The Problem of a Measurement; `like`: a latent of the run [batch, channel, (frame,) height, width]."""
+    operator, noise = measurement.operator, float(measurement.noise)
+    given = torch.as_tensor(measurement.picture)
+    if measurement.space == "rgb":
+        y = operator.read(given[..., :3].movedim(-1, 1)).to(device=like.device, dtype=torch.float32)
+        return Problem(operator, y, noise, Decoder(measurement.vae, latent_format), Encoder(measurement.vae, latent_format, like.shape[0]), 2.0)
+    # the model's latents are z -> scale z + shift of the VAE's, channel by channel: A of them is scale A z + A shift
+    shift = latent_format.process_in(torch.zeros_like(like[:1], dtype=torch.float32))
+    y = given.to(device=like.device, dtype=torch.float32)
+    y = latent_format.process_in(y) - latent_format.process_in(torch.zeros_like(y)) + operator.measure(shift)
+    return Problem(operator, operator.settle(y), noise)

@@ -1,0 +1,63 @@
+"""The measurement solvers as samplers of the host."""
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from tqdm.auto import tqdm
+
+from ..inverse.levels import noise_source
+from ..method import BadInput
+from .features import is_flow, wrappers
+from .gradients import HostContext
+from .measurements import bind
+
+SESSION = "lodestar_session"
+
+
+@torch.no_grad()
+def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=None, *, solver, noise_sampler=None):
+    """A solver as a sampler function of the host; noise_sampler(sigma, sigma_next) as there."""
+    extra_args = dict(extra_args or {})
+    mask = extra_args.setdefault("denoise_mask", None)
+    base = model.inner_model.inner_model
+    if solver.backward and not solver.neutral() and not wrappers():
+        raise BadInput(solver.title, "ComfyUI", "this version", "It needs gradients through the network, which this host cannot give; use a ComfyUI of December 2024 or newer, or a solver "
+                       "without them (Null-Space Sampler, Manifold Preserving Guidance, RED-diff, RePaint).")
+    flow = is_flow(base.model_sampling)
+    problem = bind(solver.measurement, base.latent_format, x)
+    problem.title = solver.title
+    scale = getattr(base.model_sampling, "noise_scale", 1.0) if flow else 1.0
+    own = noise_source(x, extra_args.get("seed"))
+    position = [0]
+
+    def draw():
+        noise = own() if noise_sampler is None else noise_sampler(sigmas[position[0]], sigmas[position[0] + 1])
+        return noise * scale if scale != 1.0 else noise
+
+    def evaluate(x, sigma):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return model(x, sigma, **extra_args)
+
+    session = extra_args.get("model_options", {}).get(SESSION)
+    context = HostContext(SimpleNamespace(model=base, peers=getattr(session, "peers", {})))
+    with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+        def report(i, x, sigma, denoised):
+            bar.update(max(0, i - position[0]))
+            position[0] = i
+            if callback is not None:
+                callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+
+        out = solver.run(evaluate, x, sigmas, problem, flow, draw, report, context)
+        bar.update(len(sigmas) - 1 - position[0])
+    if mask is not None and float(sigmas[-1]) == 0 and "denoise_mask_function" not in extra_args.get("model_options", {}):
+        out = out * mask + model.latent_image * (1.0 - mask)      # a step behind the last prediction does not reach what is kept
+    return out
+
+
+def sampler(method):
+    """The host's SAMPLER of a solver."""
+    method.validate()
+    return comfy.samplers.KSAMPLER(sample_inverse, extra_options={"solver": method})

@@ -1,0 +1,1 @@
+"""Restoring what was measured: forward operators, and the solvers that sample pictures which agree with a measurement."""

@@ -1,0 +1,180 @@
+"""The measurement solvers on a real ComfyUI, with small random networks."""
+import pytest
+import torch
+
+BACKWARD = ("LodestarDiffusionPosteriorSampling", "LodestarLossGuidedDiffusion", "LodestarPseudoinverseGuidance", "LodestarLatentPosteriorSampling", "LodestarReSample")
+FORWARD = ("LodestarNullSpaceSampler", "LodestarManifoldPreservingGuidance", "LodestarREDdiff", "LodestarRePaint")
+pytestmark = pytest.mark.method(*BACKWARD, *FORWARD)
+
+
+class Eye(torch.nn.Module):
+    """A small autoencoder: latents of 4 channels, pictures of twice the size."""
+
+    def __init__(self):
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.mix = torch.nn.Parameter(torch.linalg.qr(torch.randn(4, 4, generator=g))[0][:3], requires_grad=False)
+
+    def decode(self, z):
+        return torch.nn.functional.interpolate(torch.einsum("ij,njhw->nihw", self.mix, z), scale_factor=2.0).tanh_()      # in place, as the host's blocks
+
+    def encode(self, u):
+        return torch.einsum("ij,nihw->njhw", self.mix, torch.nn.functional.avg_pool2d(u, 2))
+
+
+class Vae:
+    vae_dtype = torch.float32
+
+    def __init__(self):
+        self.first_stage_model = Eye()
+
+
+@pytest.fixture(scope="module")
+def lab(host):
+    import comfy.samplers
+
+    from lodestar import nodes
+    from lodestar.guidance.host import features
+    from lodestar.tests import tiny
+
+    class Lab:
+        modern, samplers, definitions = features.wrappers(), comfy.samplers, nodes.definitions()
+
+        def node(self, node_id, **given):
+            d = self.definitions[node_id]
+            return d.call({**{i.name: i.default for i in d.inputs if i.widget or i.optional}, **given})[0]
+
+        def operator(self, size):
+            mask = torch.zeros(1, size, size)
+            mask[:, 2:6, 2:] = 1
+            return self.node("LodestarInpaintingOperator", mask=mask)[0]
+
+        def measured(self, rgb=False, batch=1, noise=0.1):
+            g = torch.Generator().manual_seed(7)
+            if rgb:
+                image = torch.rand(batch, 16, 16, 3, generator=g)
+                return self.node("LodestarMeasurement", operator=self.operator(16), image=image, vae=self.vae, noise=noise)[0]
+            latent = {"samples": torch.randn(batch, 4, 8, 8, generator=g)}
+            return self.node("LodestarMeasurement", operator=self.operator(8), latent=latent, noise=noise)[0]
+
+        def solver(self, node_id, measurement, **given):
+            if node_id in BACKWARD and not self.modern:
+                pytest.skip("this host gives no gradients through the network")
+            quick = {"LodestarLossGuidedDiffusion": {"samples": 2}, "LodestarRePaint": {"jump": 1, "rounds": 2}, "LodestarNullSpaceSampler": {"repeats": 2},
+                     "LodestarReSample": {"every": 1, "rounds": 3, "ahead": 1}}
+            return self.node(node_id, measurement=measurement, **{**quick.get(node_id, {}), **given})[0]
+
+        def sample(self, sampler, kind="unet", batch=1, model=None, first=0, mask=None, latent=None, steps=3):
+            if kind not in self.models:
+                pytest.skip("this host has no Flux")
+            model = model or self.models[kind]
+            guider = self.samplers.CFGGuider(model)
+            guider.set_conds(self.positive, self.negative)
+            guider.set_cfg(3.0)
+            sigmas = self.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+            noise = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(first + i)) for i in range(batch)])
+            latent = torch.zeros_like(noise) if latent is None else latent
+            with torch.inference_mode():
+                return guider.sample(noise, latent, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=0)
+
+    lab = Lab()
+    with torch.inference_mode():
+        lab.vae = Vae()
+        lab.models = {"unet": tiny.unet()} | ({"flux": tiny.flux()} if lab.modern else {})
+        lab.positive, lab.negative = tiny.prompt(1), tiny.prompt(2)
+    return lab
+
+
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+@pytest.mark.parametrize("node_id", BACKWARD + FORWARD)
+def test_latents(lab, node_id, kind):
+    """It acts, is finite, repeats itself; the second of a batch is what it is alone with another measurement for the first."""
+    sampler = lab.solver(node_id, lab.measured())
+    out = lab.sample(sampler, kind, batch=2)
+    assert torch.isfinite(out).all() and (out - lab.sample(lab.samplers.ksampler("euler"), kind, batch=2)).abs().max() > 1e-3
+    assert torch.equal(out, lab.sample(sampler, kind, batch=2))
+    alone = lab.sample(sampler, kind, batch=1)
+    assert (alone - out[:1]).abs().max() < 1e-3 * out.abs().max()
+
+
+@pytest.mark.parametrize("node_id", BACKWARD + FORWARD)
+def test_pictures_through_the_decoder(lab, node_id):
+    from lodestar.guidance.host.measurements import bind
+    from lodestar.guidance.inverse.problem import distance
+    given = lab.measured(rgb=True)
+    strong = {"rate": 0.3, "inner": 5} if node_id == "LodestarREDdiff" else {}
+    out = lab.sample(lab.solver(node_id, given, **strong), batch=2)
+    plain = lab.sample(lab.samplers.ksampler("euler"), batch=2)
+    latent_format = lab.models["unet"].get_model_object("latent_format")
+    away = lambda latent: float(distance(bind(given, latent_format, latent), latent_format.process_in(latent)).mean())
+    assert torch.isfinite(out).all() and away(out) < away(plain)
+
+
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+@pytest.mark.parametrize("node_id", ("LodestarDiffusionPosteriorSampling", "LodestarPseudoinverseGuidance", "LodestarNullSpaceSampler", "LodestarManifoldPreservingGuidance"))
+def test_scale_zero_is_euler_bit_by_bit(lab, node_id, kind):
+    out = lab.sample(lab.node(node_id, measurement=lab.measured(), scale=0.0, eta=0.0)[0], kind, batch=2)
+    assert torch.equal(out, lab.sample(lab.samplers.ksampler("euler"), kind, batch=2))
+
+
+@pytest.mark.parametrize("node_id", ("LodestarDiffusionPosteriorSampling", "LodestarNullSpaceSampler", "LodestarREDdiff"))
+def test_what_a_mask_keeps_is_kept(lab, node_id):
+    latent = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    out = lab.sample(lab.solver(node_id, lab.measured()), batch=2, mask=mask, latent=latent)
+    assert torch.isfinite(out).all()
+    torch.testing.assert_close(out[..., :4], latent[..., :4], atol=1e-4, rtol=1e-4)
+    assert (out[..., 4:] - latent[..., 4:]).abs().max() > 1e-2
+
+
+def test_an_interrupted_run_leaves_nothing(lab):
+    import comfy.model_management as management
+    if not lab.modern:
+        pytest.skip("this host gives no gradients through the network")
+    plain = lab.sample(lab.samplers.ksampler("euler"))
+    network = lab.models["unet"].model.diffusion_model
+    before = {name: set(vars(module)) for name, module in network.named_modules()}
+    training = getattr(management, "in_training", None)
+    calls = []
+
+    def stopping(*args):
+        calls.append(torch.is_grad_enabled())
+        if len(calls) == 2:
+            management.interrupt_current_processing(True)
+        return forward(*args)
+    forward = lab.vae.first_stage_model.decode
+    lab.vae.first_stage_model.decode = stopping
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            lab.sample(lab.solver("LodestarDiffusionPosteriorSampling", lab.measured(rgb=True)))
+    finally:
+        del lab.vae.first_stage_model.decode
+        management.interrupt_current_processing(False)
+    assert calls == [True, True]
+    assert getattr(management, "in_training", None) == training and torch.is_grad_enabled()
+    assert {name: set(vars(module)) for name, module in network.named_modules()} == before
+    assert torch.equal(lab.sample(lab.samplers.ksampler("euler")), plain)
+
+
+@pytest.mark.newest
+def test_beside_a_method_on_the_model_and_in_half_precision(lab):
+    from lodestar.guidance.host.attach import attach
+    from lodestar.guidance.perturbation.pag import PerturbedAttentionGuidance
+    from lodestar.tests import tiny
+    for node_id in ("LodestarPseudoinverseGuidance", "LodestarNullSpaceSampler"):
+        sampler = lab.solver(node_id, lab.measured())
+        both = lab.sample(sampler, model=attach(lab.models["unet"], PerturbedAttentionGuidance(scale=2.0)))
+        assert torch.isfinite(both).all() and (both - lab.sample(sampler)).abs().max() > 1e-3
+        with torch.inference_mode():
+            half = tiny.unet(dtype=torch.bfloat16)
+        assert torch.isfinite(lab.sample(sampler, model=half)).all()
+
+
+def test_wrong_inputs_are_named(lab):
+    large = lab.node("LodestarMeasurement", operator=lab.node("LodestarSuperResolutionOperator", factor=2)[0], latent={"samples": torch.zeros(1, 4, 8, 8)})[0]
+    with pytest.raises(ValueError, match="size of the degraded picture = .4, 8, 8."):
+        lab.sample(lab.solver("LodestarNullSpaceSampler", large))
+    if not lab.modern:
+        with pytest.raises(ValueError, match="Diffusion Posterior Sampling: ComfyUI.*December 2024"):
+            lab.sample(lab.node("LodestarDiffusionPosteriorSampling", measurement=lab.measured())[0])
