@@ -1,0 +1,71 @@
+"""What the loss-guided samplers share: a loss in place of a measurement, and sizes of steps."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...inverse import levels
+from ...inverse.solver import Solver
+from ...method import BadInput, Step
+from ..base import LossContext
+
+NORMALISERS = ("none", "unit rms", "unit length")
+
+
+@dataclass
+class LossProblem:
+    """A loss as the loop sees it. sigmas: the run's levels; percent_to_sigma converts the windows of losses (None: they always count)."""
+
+    loss: Any
+    sigmas: Any = None
+    flow: bool = False
+    percent_to_sigma: Any = None
+    title: str = "Loss"
+    decode = True      # losses may hold decoders: their gradients are taken where networks may update tensors in place
+
+    def at(self, point):
+        """loss(denoised) -> [batch] of a step."""
+        step = Step(point.x, torch.full((point.x.shape[0],), point.s), self.flow, self.sigmas, point.index, percent_to_sigma=self.percent_to_sigma)
+        if self.percent_to_sigma is not None and not self.loss.active(step):
+            return None
+        return lambda denoised: self.loss.value(denoised, LossContext(step))
+
+
+def normalised(g, how):
+    """A direction g [batch, ...] as it is, with a root mean square of 1, or a Euclidean length of 1, per sample; 0 stays 0."""
+    if how == "none":
+        return g
+    axes = tuple(range(1, g.ndim))
+    size = g.float().square().sum(axes, keepdim=True).sqrt() if how == "unit length" else g.float().square().mean(axes, keepdim=True).sqrt()
+    return torch.where(size > 0, g.float() / size.clamp(min=1e-20), torch.zeros_like(g.float())).to(g.dtype)
+
+
+def rises(sigmas, flow):
+    """[steps]: alpha_t = abar(s) / abar(s') of each step, abar = a^2 / (a^2 + s^2): near 0 in the noise, near 1 at the end."""
+    bars = [1 - levels.spread(float(s), flow) for s in sigmas]
+    return [bars[i] / max(bars[i + 1], 1e-12) for i in range(len(bars) - 1)]
+
+
+@dataclass(frozen=True, eq=False)
+class LossSolver(Solver):
+    """Base of the samplers that are led by a loss."""
+
+    family = "loss"
+
+    def problem(self, sigmas, flow, percent_to_sigma=None):
+        """The LossProblem of a run; BadInput for a loss without a gradient."""
+        if not self.loss.differentiable:
+            raise BadInput(self.title, "loss", self.loss.title, "This loss gives values only; use a sampler without gradients (particles).")
+        return LossProblem(self.loss, sigmas, flow, percent_to_sigma, self.title)
+
+    def advance(self, point):
+        loss = point.problem.at(point)
+        if loss is None:
+            return self.plain(point)
+        return self.led(point, loss)
+
+    def led(self, point, loss):
+        """The state at the next level, led by loss(denoised) -> [batch]."""
+        raise NotImplementedError
