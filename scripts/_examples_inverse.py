@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._examples import CFG, SEED, SIZE, Scene
 from ._examples_weights import _box
 
-STEPS = 30
+STEPS = 20
 PROMPT = "a large red circle left of a small green square"
 HUB = "LodestarDiffusionPosteriorSampling"
 
@@ -54,11 +54,12 @@ class Restoration:
 ORDER = "The picture, what was measured of it, and what came back."
 
 
-def _operator(solver="LodestarManifoldPreservingGuidance", noise=0.0, solver_values=None, **values):
+def _operator(scale=0.5, noise=0.0, **values):
+    """Restored by Manifold Preserving Guidance, or by RED-diff where `scale` is None."""
     def make(definitions, definition, name):
         made = Restoration(definitions, definition, ORDER, definition.node_id, noise, **values)
-        sampler = made.graph.add(solver, measurement=made.measurement, **(solver_values or {}))[0]
-        return made.save(made.restore(sampler), name)
+        kind, given = ("LodestarREDdiff", {"inner": 2}) if scale is None else ("LodestarManifoldPreservingGuidance", {"scale": scale})
+        return made.save(made.restore(made.graph.add(kind, measurement=made.measurement, **given)[0]), name)
     return make
 
 
@@ -71,7 +72,7 @@ def _solver(operator="LodestarInpaintingOperator", noise=0.0, latent=False, step
 
 
 def _dps(definitions, definition, name):
-    made = Restoration(definitions, definition, ORDER + " The last one is by Universal Guidance, from the same measurement.", "LodestarSuperResolutionOperator", 0.02)
+    made = Restoration(definitions, definition, ORDER + " The last one is by Universal Guidance, from the same measurement.", "LodestarInpaintingOperator", 0.02)
     sampler = made.graph.add(definition.node_id, measurement=made.measurement)[0]
     graph = made.save(made.restore(sampler), name)
     loss = made.graph.add("LodestarMeasurementLoss", model=made.scene.model, measurement=made.measurement)[0]
@@ -82,24 +83,24 @@ def _dps(definitions, definition, name):
 
 OWN = {
     "LodestarInpaintingOperator": _operator(),
-    "LodestarSuperResolutionOperator": _operator(factor=8),
-    "LodestarGaussianBlurOperator": _operator(sigma=5.0),
-    "LodestarMotionBlurOperator": _operator(length=25.0, angle=30.0),
-    "LodestarKernelBlurOperator": _operator(),
-    "LodestarColourisationOperator": _operator(),
+    "LodestarSuperResolutionOperator": _operator(None, factor=8),
+    "LodestarGaussianBlurOperator": _operator(None, sigma=5.0),
+    "LodestarMotionBlurOperator": _operator(None, length=25.0, angle=30.0),
+    "LodestarKernelBlurOperator": _operator(None),
+    "LodestarColourisationOperator": _operator(1.0),
     "LodestarRandomProjectionOperator": _operator(share=0.1),
-    "LodestarWaveletOperator": _operator(levels=3),
+    "LodestarWaveletOperator": _operator(None, levels=3),
     "LodestarMissingTracesOperator": _operator(share=0.7),
-    "LodestarJPEGOperator": _operator(quality=5),
-    "LodestarQuantisationOperator": _operator(levels=2),
-    "LodestarLowLightOperator": _operator(gain=0.2, noise=0.02),
+    "LodestarJPEGOperator": _operator(1.0, quality=5),
+    "LodestarQuantisationOperator": _operator(1.0, levels=2),
+    "LodestarLowLightOperator": _operator(2.0, gain=0.2, noise=0.02),
     HUB: _dps,
-    "LodestarLossGuidedDiffusion": _solver("LodestarColourisationOperator"),
-    "LodestarPseudoinverseGuidance": _solver("LodestarSuperResolutionOperator", latent=True, noise=0.1, given={"factor": 4}),
+    "LodestarLossGuidedDiffusion": _solver("LodestarColourisationOperator", samples=4, scale=4.0),
+    "LodestarPseudoinverseGuidance": _solver("LodestarSuperResolutionOperator", latent=True, noise=0.1, given={"factor": 2}),
     "LodestarNullSpaceSampler": _solver(latent=True),
-    "LodestarManifoldPreservingGuidance": _solver("LodestarGaussianBlurOperator", given={"sigma": 5.0}),
-    "LodestarLatentPosteriorSampling": _solver("LodestarInpaintingOperator"),
-    "LodestarREDdiff": _solver("LodestarSuperResolutionOperator", steps=60, given={"factor": 4}),
-    "LodestarReSample": _solver("LodestarSuperResolutionOperator", given={"factor": 8}),
-    "LodestarRePaint": _solver("LodestarInpaintingOperator", steps=20),
+    "LodestarManifoldPreservingGuidance": _solver("LodestarGaussianBlurOperator", given={"sigma": 5.0}, scale=1.0),
+    "LodestarLatentPosteriorSampling": _solver("LodestarMissingTracesOperator", scale=0.5, gluing=0.05),
+    "LodestarREDdiff": _solver("LodestarSuperResolutionOperator", steps=60, given={"factor": 8}),
+    "LodestarReSample": _solver("LodestarSuperResolutionOperator", given={"factor": 8}, rounds=20),
+    "LodestarRePaint": _solver("LodestarInpaintingOperator"),
 }

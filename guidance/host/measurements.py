@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..inverse.problem import Problem
+from ..method import BadInput
 from .decode import Decoder
 from .encode import Encoder
 
@@ -17,6 +18,9 @@ def bind(measurement, latent_format, like):
         return Problem(operator, y, noise, Decoder(measurement.vae, latent_format), Encoder(measurement.vae, latent_format, like.shape[0]), 2.0)
     # the model's latents are z -> scale z + shift of the VAE's, channel by channel: A of them is scale A z + A shift
     shift = latent_format.process_in(torch.zeros_like(like[:1], dtype=torch.float32))
-    y = given.to(device=like.device, dtype=torch.float32)
-    y = latent_format.process_in(y) - latent_format.process_in(torch.zeros_like(y)) + operator.measure(shift)
+    y, around = given.to(device=like.device, dtype=torch.float32), operator.measure(shift)
+    if y.shape[1:] != around.shape[1:]:
+        raise BadInput("Measurement", "size of the degraded latent", list(y.shape[1:]), f"The operator makes {list(around.shape[1:])} of what is sampled; "
+                       "measure a latent of the size and model that is sampled.")
+    y = latent_format.process_in(y) - latent_format.process_in(torch.zeros_like(y)) + around
     return Problem(operator, operator.settle(y), noise)

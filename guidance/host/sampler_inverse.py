@@ -21,7 +21,9 @@ SESSION = "lodestar_session"
 def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=None, *, solver, noise_sampler=None):
     """A solver as a sampler function of the host; noise_sampler(sigma, sigma_next) as there."""
     extra_args = dict(extra_args or {})
-    mask = extra_args.setdefault("denoise_mask", None)
+    mask = extra_args.get("denoise_mask")
+    with torch.inference_mode(False):      # the host multiplies by it inside what is differentiated
+        extra_args["denoise_mask"] = mask = None if mask is None else mask.clone()
     base = model.inner_model.inner_model
     if solver.backward and not solver.neutral() and not wrappers():
         raise BadInput(solver.title, "ComfyUI", "this version", "It needs gradients through the network, which this host cannot give; use a ComfyUI of December 2024 or newer, or a solver "

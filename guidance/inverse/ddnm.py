@@ -21,11 +21,12 @@ class NullSpaceSampler(Solver):
         noise in the measurement (DDNM+): t = a' noise |A+|;  if s' >= t: l = 1, and the noise of the seen part is sqrt(s'^2 - t^2) in place of s';  else l = s' / t, and it is 0
 
     D: clean estimate; y, A, A+: measurement, operator, pseudo-inverse; x, s: state and noise level, primes: the next level; a = 1 in k-units, 1 - s on flow models; z: fresh noise.
-    |A+| is 1 / sqrt(g) where A A^T = g (mask: 1, averages of n x n: n), else 1. The published simplified form scales all the noise; here only that of the seen part A+ A is,
-    so that the rest stays at the level that the model expects. Without noise the result has A x0 = A A+ y exactly.
+    |A+| is 1 / sqrt(g) where A A^T = g (mask: 1, averages of n x n: n). The published simplified form scales all the noise; here only that of the seen part A+ A is, so that
+    the rest stays at the level that the model expects. Where A has no such number (blur, bicubic), and for pictures, l A+ is A^T (s'^2 A A^T + (a' noise)^2)^-1 s'^2 in place of it: what
+    A loses is not drowned in the measurement's noise. Without noise the result has A x0 = A A+ y exactly.
     repeats: each step that many times, noised again in between (the paper's time travel of length 1). scale: l is multiplied by it.
 
-    Operators on pictures act through the VAE: D' = D + Enc(u - l A+ (A u - y)) - Enc(u), u = Dec(D), every `every`-th step and at the last one; then all noise is scaled.
+    Operators on pictures act through the VAE: D' = D + Enc(u - l A+ (A u - y)) - Enc(u), u = Dec(D), every `every`-th step and at the last one.
     Operators that are not linear take A+ y - A+ A u. Defaults: eta 0.85, 1 repeat, as the authors'. Cost: none beside A and A+; for pictures one decoder and two encoder passes.
     """
 
@@ -48,20 +49,22 @@ class NullSpaceSampler(Solver):
     def advance(self, point):
         problem, s, eta = point.problem, point.s_next, self.eta
         denoised = point.predict()
-        weight, kept = balance(s, point.a_next * problem.deviation * gain(problem, denoised))
+        noisy, g = point.a_next * problem.deviation, gain(problem, denoised)
+        damping, weight, kept = None, 1.0, 1.0
+        if g is not None:
+            weight, kept = balance(s, noisy * g)
+        elif noisy and problem.operator.linear:
+            damping, weight = (s * s, noisy * noisy), float(s > 0)
         x0 = denoised
-        if problem.decode is None or point.index % self.every == 0 or s == 0:
-            x0 = problem.corrected(denoised, self.scale * weight)
+        if weight and (problem.decode is None or point.index % self.every == 0 or s == 0):
+            x0 = problem.corrected(denoised, self.scale * weight, damping)
         if s == 0:
             return x0
         noise = s * math.sqrt(1 - eta * eta) * point.noise_of(denoised)
         if eta:
             noise = noise + s * eta * point.draw()
         if kept < 1:
-            if problem.decode is None and problem.operator.linear:
-                noise = noise - (1 - kept) * problem.operator.project(noise)
-            else:
-                noise = kept * noise
+            noise = noise - (1 - kept) * problem.operator.project(noise)
         return point.a_next * x0 + noise
 
 
@@ -73,6 +76,6 @@ def balance(s, t):
 
 
 def gain(problem, like):
-    """|A+|: how much larger the measurement's noise is in A+ y."""
+    """|A+|: how much larger the measurement's noise is in A+ y; None where it differs from one component to another, and for pictures."""
     g = problem.operator.gram(like) if problem.decode is None and problem.operator.linear else None
-    return 1.0 if g is None else 1 / math.sqrt(g)
+    return None if g is None else 1 / math.sqrt(g)

@@ -27,8 +27,8 @@ class DiffusionPosteriorSampling(Solver):
     authors take 1000 steps, with k steps multiply by about 1000 / k as long as the picture stays clean. The likelihood form does not depend on the number of steps, but
     takes the clean estimate for certain and so trusts the measurement too much; Pseudoinverse-Guided Diffusion does not.
 
-    Any operator with a gradient, linear or not; any loss that the estimate can be given to is reached by Universal Guidance. Defaults: eta 1 (the authors' DDPM step); their scale is
-    0.3 to 1 at 1000 steps on pixels. Latents: the gradient goes through the decoder; Posterior Sampling with Latent Diffusion (PSLD) keeps the estimate consistent there.
+    Any operator with a gradient, linear or not; any loss that the estimate can be given to is reached by Universal Guidance. Defaults: eta 1 (the authors' DDPM step); scale 1 for a few tens of steps on
+    latents, the authors' is 0.3 to 1 at 1000 steps on pixels. Latents: the gradient goes through the decoder; Posterior Sampling with Latent Diffusion (PSLD) keeps the estimate consistent there.
     Limits: not exact, see docs/effects/exactness.md. Cost: about 3 steps each, and the decoder's backward for pictures.
     """
 
@@ -39,7 +39,7 @@ class DiffusionPosteriorSampling(Solver):
     evaluations = "0 (backward pass through the active branches: about 2 more)"
 
     measurement: Any = socket("LODESTAR_MEASUREMENT", MEASURED)
-    scale: float = param(4.0, "Step along the gradient; 0 switches it off.", 0.0, 1000.0, 0.1)
+    scale: float = param(1.0, "Step along the gradient; 0 switches it off.", 0.0, 1000.0, 0.1)
     eta: float = param(1.0, "Fresh noise per step. 0: deterministic, 1: ancestral.", 0.0, 1.0, 0.01)
     form: str = param("published", "The paper's step behind each step, or the likelihood's score (needs the noise level).", choices=FORMS, advanced=True)
 

@@ -25,7 +25,7 @@ class ManifoldPreservingGuidance(Solver):
     a latent diffusion model are taken for the manifold itself, as the paper's form for them does.
 
     Any operator with a gradient, linear or not. repeats: each step that many times, noised again in between.
-    Defaults: eta 0 (DDIM); the authors' scale for linear problems is 0.3 to 10 at 100 steps on pixels. It acts at every step, so its strength grows with the number of steps.
+    Defaults: scale 0.5 for a few tens of steps on latents, eta 0 (DDIM); the authors' scale for linear problems is 0.3 to 10 at 100 steps on pixels. It acts at every step, so its strength grows with the number of steps.
     Limits: not exact, see docs/effects/exactness.md. Cost: no backward pass through the network; for pictures one pass of the decoder and its backward.
     """
 
@@ -37,7 +37,7 @@ class ManifoldPreservingGuidance(Solver):
     backward = False
 
     measurement: Any = socket("LODESTAR_MEASUREMENT", MEASURED)
-    scale: float = param(4.0, "Step along the gradient; 0 switches it off.", 0.0, 1000.0, 0.1)
+    scale: float = param(0.5, "Step along the gradient; 0 switches it off.", 0.0, 1000.0, 0.05)
     eta: float = param(0.0, "Fresh noise per step. 0: deterministic, 1: ancestral.", 0.0, 1.0, 0.01)
     repeats: int = param(1, "How often each step is made, noised again in between.", 1, 20, 1, advanced=True)
 

@@ -23,14 +23,15 @@ class PseudoinverseGuidance(Solver):
         v = A^T (rho^2 A A^T + noise^2)^-1 (y - A D),  rho^2 = s^2 / (a^2 + s^2);    without noise: v = A+ (y - A D) / rho^2
         g = J^T v,  J = dD / dx, by one backward pass
         score: D' = D + scale k d,  d = (s^2 / a) g, with the noise of D'              exact for a standard Gaussian prior, whatever the number of steps
-               k = min(1, <r, A(D + d) - A D> / |A(D + d) - A D|^2),  r = y - A D      no further than where the residual is least along d
+               k = min(1, <r, m> / (h |m|^2)),  r = y - A D,  m = A(D + d) - A D,  h d the way of the state in this step
         published: x' = step(x) + scale a a' rho^2 g                                   the paper's listing; with many steps it ends on the measurement
 
     D: clean estimate; y, A: measurement and operator, of pictures in [-1, 1] or of latents; x, s: state and noise level, primes: the next level; a = 1 in k-units, 1 - s on
     flow models. Operators without an adjoint (JPEG, quantisation, low light) take v = (A+ y - A+ A D) / rho^2, as the paper does for JPEG.
 
-    Defaults: scale 1; eta 1 as in the paper (its authors' later code: 0). The score form is ours: the published gain does not shrink with the step, see docs/effects/exactness.md. k is 1
-    wherever the model's uncertainty is at most rho^2; pictures have directions of far larger variance, in which d would overshoot and the sampling diverge.
+    Defaults: scale 1; eta 1 as in the paper (its authors' later code: 0). The score form is ours: the published gain does not shrink with the step, see docs/effects/exactness.md. k keeps a
+    step from going beyond where the residual is least along d: it is 1 where the model's uncertainty is at most rho^2, and with many steps; but pictures have directions of far larger
+    variance, in which a few large steps would overshoot and the sampling diverge.
     Limits: rho^2 is that of latents or pixels of variance one. Through a decoder A A^T stands for the operator alone. Cost: one backward pass through the network.
     """
 
@@ -60,17 +61,17 @@ class PseudoinverseGuidance(Solver):
         denoised, g = point.descend(loss)
         if self.form == "score":
             d = point.score * g
-            return point.go(denoised + self.scale * reach(problem, denoised, d) * d, None, self.eta)
+            return point.go(denoised + self.scale * reach(problem, denoised, d, point.lever(self.eta)) * d, None, self.eta)
         return point.go(denoised, point.noise_of(denoised), self.eta, self.scale * point.a * point.a_next * rho2 * g)
 
 
-def reach(problem, denoised, d):
-    """k, per sample: 1, or less where the residual is least before the whole of d."""
+def reach(problem, denoised, d, lever):
+    """k, per sample: 1, or less where the step would go beyond the place along d that has the least residual; `lever`: the state moves by lever d."""
     batch = denoised.shape[0]
     with torch.no_grad():
         before = problem.residual(problem.picture(denoised))
         change = per_sample(before - problem.residual(problem.picture(denoised + d)), batch)
-        k = (per_sample(before, batch) * change).sum(1) / change.square().sum(1).clamp(min=1e-20)
+        k = (per_sample(before, batch) * change).sum(1) / (lever * change.square().sum(1)).clamp(min=1e-20)
     return k.clamp(0, 1).to(d).view(-1, *[1] * (d.ndim - 1))
 
 

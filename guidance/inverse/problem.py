@@ -79,11 +79,15 @@ class Problem:
         y = self.measured(u.shape[0]).to(seen)
         return self.operator.pseudo_inverse(y, u) - self.operator.pseudo_inverse(seen, u)
 
-    def corrected(self, denoised, weight=1.0):
-        """The clean estimate with the missing part added; through decoder and encoder where the operator acts on pictures, without the autoencoder's own error."""
+    def damped(self, u, prior, noise):
+        """What u lacks, as far as a measurement with variance `noise` tells it of a u with variance `prior`: prior A^T (prior A A^T + noise)^-1 (y - A u)."""
+        return prior / self.unit * self.operator.solve(self.residual(u), prior, noise, u)
+
+    def corrected(self, denoised, weight=1.0, damping=None):
+        """The clean estimate with the missing part added, damped if (prior, noise) are given; through decoder and encoder where the operator acts on pictures, without the autoencoder's error."""
         with torch.no_grad():
             u = self.picture(denoised)
-            fix = weight * self.correction(u)
+            fix = weight * (self.correction(u) if damping is None else self.damped(u, *damping))
             if self.decode is None:
                 return denoised + fix.to(denoised)
             return denoised + (self.encode(u + fix) - self.encode(u)).to(denoised)

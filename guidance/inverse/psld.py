@@ -36,8 +36,8 @@ class LatentPosteriorSampling(Solver):
     evaluations = "0 (backward pass through the active branches, the decoder and the encoder)"
 
     measurement: Any = socket("LODESTAR_MEASUREMENT", MEASURED)
-    scale: float = param(4.0, "Step along the gradient of the measurement.", 0.0, 1000.0, 0.1)
-    gluing: float = param(0.4, "Step along the gradient of what the autoencoder does not keep of the measured picture.", 0.0, 1000.0, 0.01)
+    scale: float = param(1.0, "Step along the gradient of the measurement.", 0.0, 1000.0, 0.1)
+    gluing: float = param(0.1, "Step along the gradient of what the autoencoder does not keep of the measured picture.", 0.0, 1000.0, 0.01)
     eta: float = param(0.0, "Fresh noise per step. 0: deterministic, 1: ancestral.", 0.0, 1.0, 0.01)
 
     def neutral(self):

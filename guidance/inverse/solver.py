@@ -76,6 +76,11 @@ class Point:
         """n = (x - a D) / s."""
         return (self.x - self.a * denoised) / self.s
 
+    def lever(self, eta):
+        """How far the next state moves per unit that the clean estimate does, where the noise is recomputed from it."""
+        down = levels.ancestral(self.s, self.s_next, eta, self.flow)[0]
+        return self.a_next - down * self.a / self.s
+
     def go(self, x0, noise, eta=0.0, shift=None):
         """a' x0 + down noise + up z (+ shift), down^2 + up^2 = s'^2; `noise` None: that of x0 itself, so that x0 is the estimate of a changed score."""
         out = self.a_next * x0
