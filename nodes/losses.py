@@ -41,6 +41,8 @@ def _target(cls, model, vae, space, image):
 
 def _run(cls):
     def run(model, vae=None, **values):
+        import torch
+
         from ..guidance.host.decode import Decoder, RoughPicture
         from ..guidance.method import BadInput
         latents, space = model.get_model_object("latent_format"), values.get("space", cls.spaces[0])
@@ -54,6 +56,9 @@ def _run(cls):
         target = _target(cls, model, vae, space, values["image"]) if values.get("image") is not None else None
         if "image" in values:
             values["image"] = None      # `target` is what is compared
+        with torch.inference_mode(False):      # nodes run in it; gradients need tensors of the other kind
+            values = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+            target = None if target is None else target.clone()
         return (cls(**values, decoder=decoder, target=target).check(),)
     return run
 

@@ -1,4 +1,4 @@
-"""The samplers that restore a picture from a measurement."""
+"""The samplers that restore a picture from a measurement, and those that are led by a loss."""
 from ..guidance.inverse.ddnm import NullSpaceSampler
 from ..guidance.inverse.dps import DiffusionPosteriorSampling
 from ..guidance.inverse.lgd import LossGuidedDiffusion
@@ -8,6 +8,10 @@ from ..guidance.inverse.psld import LatentPosteriorSampling
 from ..guidance.inverse.reddiff import REDdiff
 from ..guidance.inverse.repaint import RePaint
 from ..guidance.inverse.resample import ReSample
+from ..guidance.loss.solvers.dreamguider import Dreamguider
+from ..guidance.loss.solvers.geoguide import GeoGuide
+from ..guidance.loss.solvers.tfg import TrainingFreeGuidance
+from ..guidance.loss.solvers.universal import UniversalGuidanceSampler
 from ._define import NodeDef, Output, about, inputs_of
 
 
@@ -20,4 +24,4 @@ def _node(cls):
 
 
 NODES = tuple(map(_node, (NullSpaceSampler, PseudoinverseGuidance, DiffusionPosteriorSampling, ManifoldPreservingGuidance, REDdiff, RePaint, LatentPosteriorSampling, LossGuidedDiffusion,
-                           ReSample)))
+                           ReSample, TrainingFreeGuidance, UniversalGuidanceSampler, GeoGuide, Dreamguider)))

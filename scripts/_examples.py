@@ -136,12 +136,12 @@ OWN = {
 
 
 def all_graphs(definitions, slug):
-    """{file stem: Graph}; nodes that are part of another one's method are in its example."""
-    from . import _examples_correspondence, _examples_energy, _examples_inverse, _examples_reading, _examples_regions, _examples_sharing, _examples_weights
+    """{file stem: Graph}; nodes that are part of another one's method are in its example, or have one of their own."""
+    from . import _examples_correspondence, _examples_energy, _examples_inverse, _examples_loss, _examples_reading, _examples_regions, _examples_sharing, _examples_weights
     graphs, own = {}, OWN | _examples_reading.OWN | _examples_regions.OWN | _examples_sharing.OWN | _examples_correspondence.OWN | _examples_weights.OWN | _examples_energy.OWN
-    own |= _examples_inverse.OWN
+    own |= _examples_inverse.OWN | _examples_loss.OWN
     for node_id, definition in definitions.items():
-        if not definition.part_of:
+        if not definition.part_of or node_id in own:
             name = slug(definition.title)
             graphs[name] = own.get(node_id, guided)(definitions, definition, name)
     return graphs

@@ -42,7 +42,8 @@ class RoughPicture:
         factors, bias = getattr(latent_format, "latent_rgb_factors", None), getattr(latent_format, "latent_rgb_factors_bias", None)
         if factors is None:
             raise BadInput(node, "space", "small", f"Latents of the kind {type(latent_format).__name__} have no map to colours; choose rgb or latent.")
-        self.factors, self.bias = torch.tensor(factors), torch.zeros(3) if bias is None else torch.tensor(bias)
+        with torch.inference_mode(False):      # nodes run in it, and gradients go through these
+            self.factors, self.bias = torch.tensor(factors), torch.zeros(3) if bias is None else torch.tensor(bias)
         self.key = id(latent_format), "small"
 
     def __deepcopy__(self, memo):

@@ -1,4 +1,4 @@
-"""The measurement solvers as samplers of the host."""
+"""The solvers of measurements, and those led by a loss, as samplers of the host."""
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -9,12 +9,15 @@ import torch
 from tqdm.auto import tqdm
 
 from ..inverse.levels import noise_source
+from ..loss.solvers.base import LossSolver
 from ..method import BadInput
 from .features import is_flow, wrappers
 from .gradients import HostContext
 from .measurements import bind
 
 SESSION = "lodestar_session"
+WITHOUT = "Null-Space Sampler, Manifold Preserving Guidance, RED-diff, RePaint"
+WITHOUT_LOSS = "Dreamguider; Training-Free Guidance with rho 0; Universal Guidance Sampler with scale 0; GeoGuide through the estimate"
 
 
 @torch.no_grad()
@@ -27,10 +30,13 @@ def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=Non
     base = model.inner_model.inner_model
     if solver.backward and not solver.neutral() and not wrappers():
         raise BadInput(solver.title, "ComfyUI", "this version", "It needs gradients through the network, which this host cannot give; use a ComfyUI of December 2024 or newer, or a solver "
-                       "without them (Null-Space Sampler, Manifold Preserving Guidance, RED-diff, RePaint).")
+                       f"without them ({WITHOUT_LOSS if isinstance(solver, LossSolver) else WITHOUT}).")
     flow = is_flow(base.model_sampling)
-    problem = bind(solver.measurement, base.latent_format, x)
-    problem.title = solver.title
+    if isinstance(solver, LossSolver):
+        problem = solver.problem(sigmas, flow, base.model_sampling.percent_to_sigma)
+    else:
+        problem = bind(solver.measurement, base.latent_format, x)
+        problem.title = solver.title
     scale = getattr(base.model_sampling, "noise_scale", 1.0) if flow else 1.0
     own = noise_source(x, extra_args.get("seed"))
     position = [0]

@@ -37,6 +37,10 @@ class GeoGuide(LossSolver):
     def neutral(self):
         return self.scale == 0
 
+    @property
+    def backward(self):
+        return self.through == "network"
+
     def led(self, point, loss):
         if self.through == "network":
             denoised, g = point.descend(loss)

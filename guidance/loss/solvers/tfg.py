@@ -74,6 +74,10 @@ class TrainingFreeGuidance(LossSolver):
     def neutral(self):
         return self.rho == 0 and self.mu == 0
 
+    @property
+    def backward(self):
+        return self.rho != 0
+
     def led(self, point, loss):
         rho = self.rho * weights(self.rho_schedule, point.problem.sigmas, point.flow)[point.index]
         mu = self.mu * weights(self.mu_schedule, point.problem.sigmas, point.flow)[point.index]

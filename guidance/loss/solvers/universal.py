@@ -60,6 +60,10 @@ class UniversalGuidanceSampler(LossSolver):
     def neutral(self):
         return self.scale == 0 and self.backward_steps == 0
 
+    @property
+    def backward(self):
+        return self.scale != 0
+
     def led(self, point, loss):
         if self.scale:
             denoised, g = point.descend(loss)
