@@ -22,7 +22,7 @@ def _given(scene, definition, values):
     if "region" in names:
         black = g.add("SolidMask", "Where it is not", value=0.0, width=SIZE, height=SIZE)[0]
         wires["region"] = _box(g, black, SIZE // 2 + 8, SIZE // 2 - 24, 48, 48, "Where it is to be")
-    if values.get("kind") == "sketch":
+    if values.get("sketch"):
         black = g.add("SolidMask", "An empty sheet", value=0.0, width=SIZE, height=SIZE)[0]
         wires["image"] = g.add("MaskToImage", mask=_outline(g, black, 40, 40, 48))[0]
     elif "image" in names:
@@ -69,7 +69,7 @@ def _sampler(loss="LodestarColouredShapeLoss", given=None, **values):
 
 OWN = {
     "LodestarWaveletTargetLoss": _loss(levels=3, high=0.0),
-    "LodestarEdgeLoss": _loss(prompt="a large yellow square", kind="sketch", elsewhere=0.3),
+    "LodestarEdgeLoss": _loss(prompt="a large yellow square", sketch=True, elsewhere=0.3),
     "LodestarSpectrumLoss": _loss(lowest=0.0, highest=0.5),
     "LodestarTotalVariationLoss": _loss(scale=0.3),
     "LodestarSymmetryLoss": _loss(space="small"),

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from ..method import param, socket
 from .picture import PictureLoss, gray, mean
 
-KINDS = ("picture", "sketch")
-
 
 def sobel(u):
     """Strength [n, 1, h, w] of the edges of gray pictures, sqrt(gx^2 + gy^2 + 1e-12), borders mirrored."""
@@ -34,15 +32,15 @@ class EdgeTarget(PictureLoss):
     pointwise = True
 
     image: Any = socket("IMAGE", "The picture whose outlines are wanted, or a sketch.")
-    kind: str = param("picture", "picture: its edges are taken; sketch: it is lines already, white on black.", choices=KINDS)
+    sketch: bool = param(False, "The image is a sketch: lines already, white on black. Else its edges are taken.")
     soft: bool = param(True, "Turns strengths into lines: weak edges count as none, strong ones alike.")
     elsewhere: float = param(0.1, "Weight beside the wanted lines, where none should be.", 0.0, 1.0, 0.01)
 
     def measure(self, u, m, context):
         lines = (lambda e: torch.sigmoid(5 * (e - 0.4))) if self.soft else (lambda e: e)
         y = self.wanted(u)
-        wanted = sobel(y) if self.kind == "picture" else gray(y)
+        wanted = gray(y) if self.sketch else sobel(y)
         strokes = wanted > 0.1
-        aim = lines(wanted) if self.kind == "picture" else wanted
+        aim = wanted if self.sketch else lines(wanted)
         v = torch.where(strokes, torch.ones_like(wanted), torch.full_like(wanted, self.elsewhere))
         return mean(v * (lines(sobel(u)) - aim).square(), m)

@@ -76,7 +76,7 @@ def test_edges_of_a_step_and_of_a_sketch():
     assert (e[..., 2:4] > 3.9).all() and e[..., :2].max() < 1e-5 and e[..., 4:].max() < 1e-5
     sketch = torch.zeros(1, 3, 6, 6)
     sketch[..., 2:4] = 1
-    hit, missed = (made(EdgeTarget, t, kind="sketch").value(u, CONTEXT) for t in (sketch, sketch.roll(2, -1)))
+    hit, missed = (made(EdgeTarget, t, sketch=True).value(u, CONTEXT) for t in (sketch, sketch.roll(2, -1)))
     assert hit < 0.1 * missed
 
 
