@@ -14,7 +14,8 @@ from .plan import Setup, table
 from .subject import Subject, cases
 
 INTRO = """Written by `./scripts/bench costs` on {device}, host ComfyUI {version}; Euler steps in interleaved repeats; medians of the ratios within a repeat, in brackets the
-quartiles. Evaluations: rows of network batches per picture, counted. The base is plain CFG of the same network ("w = 1" rows: no guidance). Networks that a method refuses have no row."""
+quartiles. Evaluations: rows of network batches per picture, counted. The base is plain CFG of the same network ("w = 1" rows: no guidance). Networks that a method refuses have no row.
+A step of the bundled networks lasts a few hundredths of a second, and what an edit costs there is mostly Python's own time for each layer: judge limits of a few per cent by the larger networks."""
 REFUSED = ("BadInput", "ValueError")      # errors of methods that say that a network cannot have them: no row
 
 
