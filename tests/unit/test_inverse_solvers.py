@@ -21,7 +21,7 @@ RESAMPLE = resample.ReSample
 FLOWS = pytest.mark.parametrize("flow", [False, True], ids=("k", "flow"))
 ALL = {"dps": DPS(scale=0.3), "dps likelihood": DPS(scale=1.0, form="likelihood"), "lgd": LGD(scale=0.3, samples=3), "pigdm": PIGDM(), "pigdm published": PIGDM(form="published"), "ddnm": DDNM(repeats=2),
        "mpgd": MPGD(scale=0.1, eta=0.5, repeats=2), "psld": PSLD(scale=0.3, gluing=0.1, eta=1.0), "repaint": REPAINT(jump=2, rounds=2), "red": RED(inner=2),
-       "resample": RESAMPLE(every=1, rounds=5, ahead=2)}
+       "resample": RESAMPLE(every=1, rounds=5, ahead=2, scale=0.5)}
 EVERY = pytest.mark.method("LodestarDiffusionPosteriorSampling", "LodestarLossGuidedDiffusion", "LodestarPseudoinverseGuidance", "LodestarNullSpaceSampler",
                            "LodestarManifoldPreservingGuidance", "LodestarLatentPosteriorSampling", "LodestarRePaint", "LodestarREDdiff", "LodestarReSample")
 LINEAR = (SuperResolution(2), SuperResolution(2, "bicubic"), GaussianBlur(0.6), MotionBlur(3.0), RandomProjection(0.5), Wavelet(1), MissingTraces())
@@ -171,7 +171,7 @@ def test_lgd_without_spread_is_dps(flow):
 @pytest.mark.method("LodestarLossGuidedDiffusion")
 def test_lgd_with_many_samples_is_the_inflated_likelihood():
     """One number, everything measured: the average over rho z of N(y; D, noise^2) is N(y; D, noise^2 + rho^2)."""
-    s, noise, n = 1.0, 0.5, 2000
+    s, noise, n = 1.0, 0.5, 500
     given = Problem(Inpainting(torch.zeros(1, 1, 1)), torch.ones(1, 1, 1, 1, dtype=torch.float64), noise)
     x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     draws = iter(torch.randn(n, 1, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
@@ -310,8 +310,8 @@ def test_red_is_its_papers_gradient(flow):
     torch.testing.assert_close(found, 0.25 * (m - denoised) / 48)
     assert RED(prior=0.0).gradient(model, given.first(x), sigmas, i, given, flow, None, given.count(2), 2).abs().max() < 1e-12
     assert given.count(2) == 12
-    fitted = run(RED(prior=0.0, start="zero", inner=200, rate=0.05), model, x, sigmas, given, flow)
-    torch.testing.assert_close(given.operator.measure(fitted), given.y.expand(2, -1, -1, -1), atol=1e-2, rtol=0)
+    fitted = run(RED(prior=0.0, start="zero", inner=60, rate=0.1), model, x, sigmas, given, flow)
+    torch.testing.assert_close(given.operator.measure(fitted), given.y.expand(2, -1, -1, -1), atol=3e-2, rtol=0)
 
 
 @pytest.mark.method("LodestarReSample")
