@@ -95,7 +95,7 @@ OWN = {
     "LodestarQuantisationOperator": _operator(1.0, levels=2),
     "LodestarLowLightOperator": _operator(2.0, gain=0.2, noise=0.02),
     HUB: _dps,
-    "LodestarLossGuidedDiffusion": _solver("LodestarInpaintingOperator", samples=4, scale=2.0),
+    "LodestarLossGuidedDiffusion": _solver("LodestarSuperResolutionOperator", given={"factor": 8}, samples=4, scale=8.0),
     "LodestarPseudoinverseGuidance": _solver("LodestarSuperResolutionOperator", latent=True, noise=0.1, given={"factor": 2}),
     "LodestarNullSpaceSampler": _solver(latent=True),
     "LodestarManifoldPreservingGuidance": _solver("LodestarGaussianBlurOperator", given={"sigma": 5.0}, scale=1.0),
