@@ -65,6 +65,18 @@ def test_batches_are_singles_and_runs_repeat(name, flow):
 
 
 @EVERY
+@pytest.mark.parametrize("name", ALL)
+def test_videos(name):
+    """Five axes, an operator that is the same for each frame."""
+    model = mixture(False, (2, 3, 4, 4))
+    sigmas = schedule(False, 3)
+    x = state(model, 2, float(sigmas[0]))
+    out = run(ALL[name], model, x, sigmas, task(shape=(2, 3, 4, 4)))
+    assert out.shape == x.shape and bool(torch.isfinite(out).all())
+    assert (out - solver.euler(model, x, sigmas)).abs().max() > 1e-3
+
+
+@EVERY
 @FLOWS
 @pytest.mark.parametrize("method", [DPS(scale=0.0, eta=0.0), LGD(scale=0.0, eta=0.0), PIGDM(scale=0.0, eta=0.0), DDNM(scale=0.0, eta=0.0), MPGD(scale=0.0), PSLD(scale=0.0, gluing=0.0)],
                          ids=lambda m: type(m).__name__)
@@ -207,6 +219,40 @@ def test_ddnm_plus_keeps_the_level_of_noise():
     draw = lambda: torch.ones_like(x)
     point = solver.Point(x, 4.0, 2.0, False, torch.zeros_like, draw, given)
     torch.testing.assert_close(DDNM(eta=1.0).advance(point).flatten(), torch.tensor([math.sqrt(3.0), 2.0], dtype=torch.float64))
+
+
+@pytest.mark.method("LodestarNullSpaceSampler")
+@FLOWS
+@pytest.mark.parametrize("operator", [hole(), SuperResolution(2), GaussianBlur(0.6), MotionBlur(3.0)], ids=lambda o: type(o).__name__)
+def test_damping_is_the_mean_of_a_gaussian(operator, flow):
+    """prior A^T (prior A A^T + noise)^-1 (y - A u) is how far the posterior mean of N(u, prior) is from u; through an autoencoder of other units too."""
+    given = task(operator, 0.3)
+    u = torch.randn(1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    matrix = operator.measure(torch.eye(48, dtype=torch.float64).view(48, 3, 4, 4)).flatten(1).T
+    for prior in (4.0, 0.05):
+        precision = torch.eye(48, dtype=torch.float64) / prior + matrix.T @ matrix / 0.09
+        expected = torch.linalg.solve(precision, u.flatten() / prior + matrix.T @ given.y.flatten() / 0.09).view_as(u)
+        torch.testing.assert_close(given.corrected(u, 1.0, (prior, given.deviation**2)), expected)
+        pictures = Problem(operator, _picture(given.y) if operator.linear and not isinstance(operator, Inpainting) else given.operator.measure(_picture(given.y)), 0.15, _picture,
+                           lambda p: 2 * p - 1, 2.0)
+        torch.testing.assert_close(pictures.corrected(u, 1.0, (prior, pictures.deviation**2)), expected)
+
+
+@pytest.mark.method("LodestarPseudoinverseGuidance")
+def test_pigdm_does_not_step_beyond_the_least_residual():
+    """A model far more uncertain than a standard Gaussian, in one large step: without the bound the residual would grow."""
+    model, given = gaussian(0.0, 400.0, (3, 4, 4)), task(SuperResolution(2), 0.0)
+    s, t = 3.0, 0.3
+    x = state(model, 2, s)
+    before = model(x, torch.full((2,), s))
+    residual = lambda x, level: problem.distance(given, model(x, torch.full((2,), level)))
+    moved = run(PIGDM(eta=0.0), model, x, torch.tensor([s, t], dtype=torch.float64), given)
+    assert bool((residual(moved, t) < 0.2 * residual(x, s)).all())
+    point = solver.Point(x, s, t, False, None, None, given)
+    d = model(x, torch.full((2,), s)) * 0 + 50 * given.correction(before)
+    k = pigdm.reach(given, before, d, point.lever(0.0))
+    torch.testing.assert_close(k, torch.full_like(k, 1 / (50 * point.lever(0.0))))
+    assert math.isclose(point.lever(0.0), 1 - t / s) and bool((pigdm.reach(given, before, d / 50, 0.9) == 1).all())
 
 
 @pytest.mark.method("LodestarManifoldPreservingGuidance")
