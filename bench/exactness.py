@@ -147,7 +147,7 @@ SOLVERS = {
     "DDNM+": ddnm.NullSpaceSampler(),
     "MPGD, scale 0.05": mpgd.ManifoldPreservingGuidance(scale=0.05),
     "PSLD, scale 1, gluing 0.1": psld.LatentPosteriorSampling(scale=1.0, gluing=0.1),
-    "ReSample": resample.ReSample(every=10),
+    "ReSample": resample.ReSample(every=10, scale=0.5),
     "RED-diff": reddiff.REDdiff(inner=2),
     "RePaint, 5 rounds": repaint.RePaint(jump=10, rounds=5),
 }

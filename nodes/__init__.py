@@ -1,6 +1,8 @@
 """The nodes: one for every method, and those written by hand in the modules of this folder (their NODES)."""
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import logging
 import pkgutil
@@ -20,8 +22,25 @@ def _isolated(what, make):
         return None
 
 
+@contextlib.contextmanager
+def _uncollected():
+    """No garbage collection within it: a full one looks at all that PyTorch has loaded, which takes longer than the pack's own import."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
 def definitions():
     """{node id: NodeDef} of the whole pack."""
+    with _uncollected():
+        return _definitions()
+
+
+def _definitions():
     found = {}
     for info in pkgutil.iter_modules(__path__):
         if info.name.startswith("_"):

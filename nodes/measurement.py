@@ -67,7 +67,7 @@ Wavelets and random projections give pictures with values outside 0 to 1: connec
 For operators that have a meaning on latents (all but colourisation, JPEG, quantisation and low light); sizes are in latent cells.
 """),
     NodeDef("LodestarMeasurement", "Measurement", category("inverse"), "What is known of a picture: how it was measured, what came out, how noisy it is.",
-            inputs=(_operator, Input("noise", "FLOAT", "Standard deviation of the measurement's noise: for an image in its own range of 0 to 1, for a latent in the model's units (a deviation of about 1).",
+            inputs=(_operator, Input("noise", "FLOAT", "Standard deviation of the measurement's noise: for an image in its range of 0 to 1, for a latent in the VAE's units, as the nodes that apply an operator add it.",
                                      0.0, 0.0, 10.0, 0.005),
                     Input("image", "IMAGE", "The degraded picture. Needs the VAE.", optional=True), Input("vae", "VAE", "Decodes the estimate, so that the operator can act on it.", optional=True),
                     Input("latent", "LATENT", "The degraded latent, in place of an image: no decoding, the operator acts on latents.", optional=True)),

@@ -22,5 +22,6 @@ def bind(measurement, latent_format, like):
     if y.shape[1:] != around.shape[1:]:
         raise BadInput("Measurement", "size of the degraded latent", list(y.shape[1:]), f"The operator makes {list(around.shape[1:])} of what is sampled; "
                        "measure a latent of the size and model that is sampled.")
-    y = latent_format.process_in(y) - latent_format.process_in(torch.zeros_like(y)) + around
-    return Problem(operator, operator.settle(y), noise)
+    scaled = latent_format.process_in(y) - latent_format.process_in(torch.zeros_like(y))
+    unit = latent_format.process_in(torch.ones_like(shift)) - shift
+    return Problem(operator, operator.settle(scaled + around), noise * float(unit.abs().mean()))

@@ -22,7 +22,7 @@ class PseudoinverseGuidance(Solver):
 
         v = A^T (rho^2 A A^T + noise^2)^-1 (y - A D),  rho^2 = s^2 / (a^2 + s^2);    without noise: v = A+ (y - A D) / rho^2
         g = J^T v,  J = dD / dx, by one backward pass
-        score: D' = D + scale k d,  d = (s^2 / a) g, with the noise of D'              exact for a standard Gaussian prior, whatever the number of steps
+        score: D' = D + scale k d,  d = (s^2 / a) g, with the noise of D'              where x0 is a standard Gaussian, D' = E[x0 | x, y] exactly
                k = min(1, <r, m> / (h |m|^2)),  r = y - A D,  m = A(D + d) - A D,  h d the way of the state in this step
         published: x' = step(x) + scale a a' rho^2 g                                   the paper's listing; with many steps it ends on the measurement
 

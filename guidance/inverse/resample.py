@@ -30,7 +30,7 @@ class ReSample(Solver):
     flow models; n fresh noise. Fits are by Adam and stop where the mean squared error is below the measurement's noise^2 (at least 1e-6), per picture. Without a
     decoder both fits are of the latent.
 
-    Defaults: the authors' strength 40, scale 0.5, 5 steps ahead, learning rates 0.01 and 0.005 with at most 2000 and 500 rounds, every tenth of 500 steps; here 100 rounds and every third
+    Defaults: the authors' strength 40, scale 0.5, 5 steps ahead, learning rates 0.01 and 0.005 with at most 2000 and 500 rounds, every tenth of 500 steps; here scale 2, 100 rounds and every second
     step, for a few tens of steps. scale 0: no backward pass through the network. Cost: `ahead` further evaluations where it fits, and the decoder's backward each round.
     """
 
@@ -42,8 +42,8 @@ class ReSample(Solver):
 
     measurement: Any = socket("LODESTAR_MEASUREMENT", MEASURED)
     strength: float = param(40.0, "How closely the state follows the fit; 0 leaves it where the model is.", 0.0, 10000.0, 1.0)
-    scale: float = param(0.5, "Step along the measurement's gradient at every step; 0 leaves it out.", 0.0, 100.0, 0.05)
-    every: int = param(3, "Fits at every so many steps.", 1, 100, 1)
+    scale: float = param(2.0, "Step along the measurement's gradient at every step; 0 leaves it out.", 0.0, 100.0, 0.05)
+    every: int = param(2, "Fits at every so many steps.", 1, 100, 1)
     rounds: int = param(100, "At most so many rounds of Adam per fit.", 1, 5000, 1)
     ahead: int = param(5, "Steps down to a clean picture before each fit.", 1, 50, 1, advanced=True)
     rate: float = param(0.01, "Learning rate of the fit of pictures; of latents half of it.", 0.0001, 1.0, 0.001, advanced=True)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..gradients import gradient, plain_context
+from ..gradients import LOSS_SCALE, gradient, plain_context
 from ..method import Method, Step
 from . import levels
 
@@ -141,7 +141,7 @@ def slope(loss, at, problem):
     """The gradient of the sum of loss(at) [batch]; decoders may update tensors in place."""
     with _light() if problem.decode is None else plain_context():
         leaf = at.detach().clone().requires_grad_(True)
-        return torch.autograd.grad(loss(leaf).sum(), leaf)[0]
+        return torch.autograd.grad(loss(leaf).sum() * LOSS_SCALE, leaf)[0] / LOSS_SCALE      # decoders may be in half precision
 
 
 def at(evaluate, x, sigmas, i, problem, flow, draw, context, s_next=None):

@@ -173,6 +173,30 @@ def test_beside_a_method_on_the_model_and_in_half_precision(lab):
         assert torch.isfinite(lab.sample(sampler, model=half)).all()
 
 
+@pytest.mark.parametrize("name", ("SD15", "SD3", "Flux", "Wan21"))
+def test_latents_are_measured_in_the_units_of_the_vae(lab, name):
+    """A latent as the VAE gives it and the same as the model has it agree, whatever scale and shift is between them, channel by channel; so does the noise."""
+    import comfy.latent_formats
+
+    from lodestar.guidance.host.measurements import bind
+    if not hasattr(comfy.latent_formats, name):
+        pytest.skip("this host has no such latents")
+    latent_format = getattr(comfy.latent_formats, name)()
+    shape = (2, latent_format.latent_channels, *((3,) if name == "Wan21" else ()), 8, 8)
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for node_id in ("Inpainting", "SuperResolution", "GaussianBlur", "MotionBlur", "RandomProjection", "Wavelet", "MissingTraces"):
+        given = {"mask": torch.eye(8)[None]} if node_id == "Inpainting" else {}
+        operator, = lab.node(f"Lodestar{node_id}Operator", **given)
+        degraded, = lab.node("LodestarApplyOperatorToLatent", operator=operator, latent={"samples": z})
+        noisy, = lab.node("LodestarApplyOperatorToLatent", operator=operator, latent={"samples": z}, noise=0.5)
+        measurement, = lab.node("LodestarMeasurement", operator=operator, latent=degraded, noise=0.5)
+        problem = bind(measurement, latent_format, z)
+        assert problem.residual(latent_format.process_in(z)).abs().max() < 1e-4, node_id
+        away = bind(lab.node("LodestarMeasurement", operator=operator, latent=noisy)[0], latent_format, z).residual(latent_format.process_in(z))
+        away = (away.square().sum() / (2 * problem.count(2))).sqrt()
+        assert 0.7 < float(away) / problem.noise < 1.45, node_id      # of a few dozen to a few thousand numbers, with scales that differ by channel
+
+
 def test_wrong_inputs_are_named(lab):
     large = lab.node("LodestarMeasurement", operator=lab.node("LodestarSuperResolutionOperator", factor=2)[0], latent={"samples": torch.zeros(1, 4, 8, 8)})[0]
     with pytest.raises(ValueError, match="size of the degraded latent = .4, 8, 8."):

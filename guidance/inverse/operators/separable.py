@@ -13,11 +13,17 @@ from .base import Operator, planes
 
 
 @functools.lru_cache(64)
-def _decomposed(operator, size):
-    """(matrix, its singular decomposition u, s, v) of one axis, in float64."""
+def _matrix(operator, size):
+    """The matrix of one axis, in float64."""
     with torch.inference_mode(False):
-        matrix = operator.axis(size)
-        return matrix, *torch.linalg.svd(matrix, full_matrices=False)
+        return operator.axis(size)
+
+
+@functools.lru_cache(64)
+def _decomposed(operator, size):
+    """Its singular decomposition u, s, v."""
+    with torch.inference_mode(False):
+        return torch.linalg.svd(_matrix(operator, size), full_matrices=False)
 
 
 @dataclass(frozen=True)
@@ -29,34 +35,33 @@ class Separable(Operator):
     def axis(self, size):
         raise NotImplementedError
 
-    def _both(self, size, like):
-        rows, columns = (_decomposed(self, int(n)) for n in size)
-        return [m.to(like) for m in rows], [m.to(like) for m in columns]
+    def _matrices(self, size, like):
+        return [_matrix(self, int(n)).to(like) for n in size]
 
-    def _apply(self, u, make):
+    def _parts(self, size, like):
+        return [[m.to(like) for m in _decomposed(self, int(n))] for n in size]
+
+    @staticmethod
+    def _apply(u, left, right):
         flat, back = planes(u)
-        left, right = make
         return back(left @ flat @ right.mT)
 
     def forward(self, u):
-        rows, columns = self._both(u.shape[-2:], u)
-        return self._apply(u, (rows[0], columns[0]))
+        return self._apply(u, *self._matrices(u.shape[-2:], u))
 
     def transposed(self, y, like):
-        rows, columns = self._both(like.shape[-2:], y)
-        return self._apply(y, (rows[0].mT, columns[0].mT))
+        rows, columns = self._matrices(like.shape[-2:], y)
+        return self._apply(y, rows.mT, columns.mT)
 
     def inverted(self, y, like):
-        def back(parts):
-            _, u, s, v = parts
+        def back(u, s, v):
             return (v.mT * torch.where(s >= max(self.cut, 1e-12) * s[0], 1 / s.clamp(min=1e-30), torch.zeros_like(s))) @ u.mT
-        return self._apply(y, tuple(map(back, self._both(like.shape[-2:], y))))
+        return self._apply(y, *(back(*parts) for parts in self._parts(like.shape[-2:], y)))
 
     def filtered(self, r, prior, noise, like, rounds=0):
-        (_, u, s, v), (_, p, t, q) = self._both(like.shape[-2:], r)
-        inner = self._apply(r, (u.mT, p.mT))
+        (u, s, v), (p, t, q) = self._parts(like.shape[-2:], r)
         both = s[:, None] * t[None, :]
-        return self._apply(inner * both / (prior * both.square() + noise), (v.mT, q.mT))
+        return self._apply(self._apply(r, u.mT, p.mT) * both / (prior * both.square() + noise), v.mT, q.mT)
 
 
 KINDS = ("average", "bicubic", "bilinear")
