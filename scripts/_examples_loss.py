@@ -80,5 +80,5 @@ OWN = {
     "LodestarTrainingFreeGuidance": _sampler(rho=20.0, mu=20.0, iterations=2),
     "LodestarUniversalGuidanceSampler": _sampler(scale=0.5, repeats=2),
     "LodestarGeoGuide": _sampler(scale=0.5, eta=0.0),
-    "LodestarDreamguider": _sampler(eta=0.0),
+    "LodestarDreamguider": _sampler(eta=0.0, strength=5.0, first=0.01),
 }
