@@ -28,7 +28,7 @@ class DiffusionPosteriorSampling(Solver):
     takes the clean estimate for certain and so trusts the measurement too much; Pseudoinverse-Guided Diffusion does not.
 
     Any operator with a gradient, linear or not; any loss that the estimate can be given to is reached by Universal Guidance. Defaults: eta 1 (the authors' DDPM step); scale 1 for a few tens of steps on
-    latents, the authors' is 0.3 to 1 at 1000 steps on pixels. Latents: the gradient goes through the decoder; Posterior Sampling with Latent Diffusion (PSLD) keeps the estimate consistent there.
+    latents (about 4 on flow models), the authors' is 0.3 to 1 at 1000 steps on pixels; at eta 0 so large steps stay in the noise and spoil it. Latents: the gradient goes through the decoder; Posterior Sampling with Latent Diffusion (PSLD) keeps the estimate consistent there.
     Limits: not exact, see docs/effects/exactness.md. Cost: about 3 steps each, and the decoder's backward for pictures.
     """
 
