@@ -146,7 +146,7 @@ SOLVERS = {
     "LGD-MC, likelihood, 16 samples": lgd.LossGuidedDiffusion(scale=1.0, samples=16, eta=0.0, form="likelihood"),
     "DDNM+": ddnm.NullSpaceSampler(),
     "MPGD, scale 0.05": mpgd.ManifoldPreservingGuidance(scale=0.05),
-    "PSLD, scale 1, gluing 0.1": psld.LatentPosteriorSampling(scale=1.0, gluing=0.1),
+    "PSLD, scale 1, gluing 0.1": psld.LatentPosteriorSampling(scale=1.0, gluing=0.1, eta=0.0),
     "ReSample": resample.ReSample(every=10, scale=0.5),
     "RED-diff": reddiff.REDdiff(inner=2),
     "RePaint, 5 rounds": repaint.RePaint(jump=10, rounds=5),

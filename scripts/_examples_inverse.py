@@ -99,7 +99,7 @@ OWN = {
     "LodestarPseudoinverseGuidance": _solver("LodestarSuperResolutionOperator", latent=True, noise=0.1, given={"factor": 2}),
     "LodestarNullSpaceSampler": _solver(latent=True),
     "LodestarManifoldPreservingGuidance": _solver("LodestarGaussianBlurOperator", given={"sigma": 5.0}, scale=1.0),
-    "LodestarLatentPosteriorSampling": _solver("LodestarMissingTracesOperator", scale=0.5, gluing=0.05),
+    "LodestarLatentPosteriorSampling": _solver("LodestarInpaintingOperator"),
     "LodestarREDdiff": _solver("LodestarSuperResolutionOperator", steps=60, given={"factor": 8}),
     "LodestarReSample": _solver("LodestarSuperResolutionOperator", given={"factor": 8}),
     "LodestarRePaint": _solver("LodestarInpaintingOperator"),

@@ -20,14 +20,15 @@ class NullSpaceSampler(Solver):
         x' = a' D' + s' (eta z + sqrt(1 - eta^2) n),   n = (x - a D) / s the noise of D
         noise in the measurement (DDNM+): t = a' noise |A+|;  if s' >= t: l = 1, and the noise of the seen part is sqrt(s'^2 - t^2) in place of s';  else l = s' / t, and it is 0
 
-    D: clean estimate; y, A, A+: measurement, operator, pseudo-inverse; x, s: state and noise level, primes: the next level; a = 1 in k-units, 1 - s on flow models; z: fresh noise.
-    |A+| is 1 / sqrt(g) where A A^T = g (mask: 1, averages of n x n: n). The published simplified form scales all the noise; here only that of the seen part A+ A is, so that
-    the rest stays at the level that the model expects. Where A has no such number (blur, bicubic), and for pictures, l A+ is A^T (s'^2 A A^T + (a' noise)^2)^-1 s'^2 in place of it: what
-    A loses is not drowned in the measurement's noise. Without noise the result has A x0 = A A+ y exactly.
-    repeats: each step that many times, noised again in between (the paper's time travel of length 1). scale: l is multiplied by it.
+    D: clean estimate; y, A, A+: measurement, operator, pseudo-inverse; x, s: state and noise level, primes: the next level; a = 1 in k-units, 1 - s on flow
+    models; z: fresh noise. |A+| is 1 / sqrt(g) where A A^T = g (mask: 1, averages of n x n: n). The published simplified form scales all the noise; here only
+    that of the seen part A+ A is, so that the rest stays at the level that the model expects. Where A has no such number (blur, bicubic), and for pictures, l
+    A+ is A^T (s'^2 A A^T + (a' noise)^2)^-1 s'^2 in place of it: what A loses is not drowned in the measurement's noise. Without noise the result has A x0 = A
+    A+ y exactly. repeats: each step that many times, noised again in between (the paper's time travel of length 1). scale: l is multiplied by it.
 
-    Operators on pictures act through the VAE: D' = D + Enc(u - l A+ (A u - y)) - Enc(u), u = Dec(D), every `every`-th step and at the last one.
-    Operators that are not linear take A+ y - A+ A u. Defaults: eta 0.85, 1 repeat, as the authors'. Cost: none beside A and A+; for pictures one decoder and two encoder passes.
+    Operators on pictures act through the VAE: D' = D + Enc(u - l A+ (A u - y)) - Enc(u), u = Dec(D), every `every`-th step and at the last one. Operators that
+    are not linear take A+ y - A+ A u. Defaults: eta 0.85, 1 repeat, as the authors'. Cost: none beside A and A+; for pictures one decoder and two encoder
+    passes.
     """
 
     node_id = "LodestarNullSpaceSampler"

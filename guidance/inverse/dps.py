@@ -22,14 +22,15 @@ class DiffusionPosteriorSampling(Solver):
         published: x' = step(x) - scale c(s) c(s') grad_x |y - A D(x)|            c = sqrt(a^2 + s^2); the norm is not squared, per picture
         likelihood: D' = D + scale (s^2 / a) g,  g = -grad_x |y - A D(x)|^2 / (2 noise^2)
 
-    D: clean estimate; y, A: measurement and operator, of pictures in [-1, 1] or of latents; x, s: state and noise level, primes: the next level; a = 1 in k-units,
-    1 - s on flow models. The published form is the code's, whose scale is twice the paper's zeta'. It acts at every step, so with fewer steps it is weaker: the
-    authors take 1000 steps, with k steps multiply by about 1000 / k as long as the picture stays clean. The likelihood form does not depend on the number of steps, but
-    takes the clean estimate for certain and so trusts the measurement too much; Pseudoinverse-Guided Diffusion does not.
+    D: clean estimate; y, A: measurement and operator, of pictures in [-1, 1] or of latents; x, s: state and noise level, primes: the next level; a = 1 in
+    k-units, 1 - s on flow models. The published form is the code's, whose scale is twice the paper's zeta'. It acts at every step, so with fewer steps it is
+    weaker: the authors take 1000 steps, with k steps multiply by about 1000 / k as long as the picture stays clean. The likelihood form does not depend on the
+    number of steps, but takes the clean estimate for certain and so trusts the measurement too much; Pseudoinverse-Guided Diffusion does not.
 
-    Any operator with a gradient, linear or not; any loss that the estimate can be given to is reached by Universal Guidance. Defaults: eta 1 (the authors' DDPM step); scale 1 for a few tens of steps on
-    latents, the authors' is 0.3 to 1 at 1000 steps on pixels. Latents: the gradient goes through the decoder; Posterior Sampling with Latent Diffusion (PSLD) keeps the estimate consistent there.
-    Limits: not exact, see docs/effects/exactness.md. Cost: about 3 steps each, and the decoder's backward for pictures.
+    Any operator with a gradient, linear or not; any loss that the estimate can be given to is reached by Universal Guidance. Defaults: eta 1 (the authors' DDPM
+    step); scale 1 for a few tens of steps on latents (about 4 on flow models), the authors' is 0.3 to 1 at 1000 steps on pixels; at eta 0 so large steps stay
+    in the noise and spoil it. Latents: the gradient goes through the decoder; Latent Posterior Sampling (PSLD) keeps the estimate consistent
+    there. Limits: not exact, see docs/effects/exactness.md. Cost: about 3 steps each, and the decoder's backward for pictures.
     """
 
     node_id = "LodestarDiffusionPosteriorSampling"

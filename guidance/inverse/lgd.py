@@ -19,11 +19,13 @@ class LossGuidedDiffusion(DiffusionPosteriorSampling):
 
         L(D) = -log mean_i exp(-l(D + spread rho z_i)),  rho^2 = s^2 / (a^2 + s^2)
 
-    l is |y - A u| (form "published"), with the step of Diffusion Posterior Sampling behind it, or |y - A u|^2 / (2 noise^2) (form "likelihood"), entering as a score. z_i: `samples` fresh
-    draws; x, s, a: state, noise level, signal coefficient (1 in k-units, 1 - s on flow models). With samples 1 and spread 0 it is Diffusion Posterior Sampling;
-    with a quadratic l and many samples the likelihood is that of a measurement with noise^2 + rho^2 A A^T, as Pseudoinverse-Guided Diffusion has it in closed form.
+    l is |y - A u| (form "published"), with the step of Diffusion Posterior Sampling behind it, or |y - A u|^2 / (2 noise^2) (form "likelihood"), entering as a
+    score. z_i: `samples` fresh draws; x, s, a: state, noise level, signal coefficient (1 in k-units, 1 - s on flow models). With samples 1 and spread 0 it is
+    Diffusion Posterior Sampling; with a quadratic l and many samples the likelihood is that of a measurement with noise^2 + rho^2 A A^T, as
+    Pseudoinverse-Guided Diffusion has it in closed form.
 
-    Defaults: 10 samples and spread 1 as in the paper's Monte-Carlo form; eta 1. Cost: one backward pass through the network, `samples` losses (and decoder passes, for pictures).
+    Defaults: 10 samples and spread 1 as in the paper's Monte-Carlo form; eta 1. Cost: one backward pass through the network, `samples` losses (and decoder
+    passes, for pictures).
     """
 
     node_id = "LodestarLossGuidedDiffusion"

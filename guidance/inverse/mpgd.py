@@ -20,13 +20,14 @@ class ManifoldPreservingGuidance(Solver):
         D' = D - scale (c / a) grad_D |y - A D|,   c = sqrt(a^2 + s^2)              |.| not squared, per picture
         x' = a' D' + down n + up z,   n = (x - a D) / s the noise of D
 
-    D: clean estimate; y, A: measurement and operator, of pictures in [-1, 1] or of latents; x, s: state and noise level, primes: the next level; a = 1 in k-units, 1 - s on
-    flow models; z: fresh noise, up^2 + down^2 = s'^2. c / a is the paper's 1 / sqrt(abar). The gradient goes through the VAE's decoder where the operator acts on pictures: latents of
-    a latent diffusion model are taken for the manifold itself, as the paper's form for them does.
+    D: clean estimate; y, A: measurement and operator, of pictures in [-1, 1] or of latents; x, s: state and noise level, primes: the next level; a = 1 in
+    k-units, 1 - s on flow models; z: fresh noise, up^2 + down^2 = s'^2. c / a is the paper's 1 / sqrt(abar). The gradient goes through the VAE's decoder where
+    the operator acts on pictures: latents of a latent diffusion model are taken for the manifold itself, as the paper's form for them does.
 
-    Any operator with a gradient, linear or not. repeats: each step that many times, noised again in between.
-    Defaults: scale 0.5 for a few tens of steps on latents, eta 0 (DDIM); the authors' scale for linear problems is 0.3 to 10 at 100 steps on pixels. It acts at every step, so its strength grows with the number of steps.
-    Limits: not exact, see docs/effects/exactness.md. Cost: no backward pass through the network; for pictures one pass of the decoder and its backward.
+    Any operator with a gradient, linear or not. repeats: each step that many times, noised again in between. Defaults: scale 0.5 for a few tens of steps on
+    latents, eta 0 (DDIM); the authors' scale for linear problems is 0.3 to 10 at 100 steps on pixels. It acts at every step, so its strength grows with the
+    number of steps. Limits: not exact, see docs/effects/exactness.md. Cost: no backward pass through the network; for pictures one pass of the decoder and its
+    backward.
     """
 
     node_id = "LodestarManifoldPreservingGuidance"

@@ -26,13 +26,13 @@ class PseudoinverseGuidance(Solver):
                k = min(1, <r, m> / (h |m|^2)),  r = y - A D,  m = A(D + d) - A D,  h d the way of the state in this step
         published: x' = step(x) + scale a a' rho^2 g                                   the paper's listing; with many steps it ends on the measurement
 
-    D: clean estimate; y, A: measurement and operator, of pictures in [-1, 1] or of latents; x, s: state and noise level, primes: the next level; a = 1 in k-units, 1 - s on
-    flow models. Operators without an adjoint (JPEG, quantisation, low light) take v = (A+ y - A+ A D) / rho^2, as the paper does for JPEG.
+    D: clean estimate; y, A: measurement and operator, of pictures in [-1, 1] or of latents; x, s: state and noise level, primes: the next level; a = 1 in
+    k-units, 1 - s on flow models. Operators without an adjoint (JPEG, quantisation, low light) take v = (A+ y - A+ A D) / rho^2, as the paper does for JPEG.
 
-    Defaults: scale 1; eta 1 as in the paper (its authors' later code: 0). The score form is ours: the published gain does not shrink with the step, see docs/effects/exactness.md. k keeps a
-    step from going beyond where the residual is least along d: it is 1 where the model's uncertainty is at most rho^2, and with many steps; but pictures have directions of far larger
-    variance, in which a few large steps would overshoot and the sampling diverge.
-    Limits: rho^2 is that of latents or pixels of variance one. Through a decoder A A^T stands for the operator alone. Cost: one backward pass through the network.
+    Defaults: scale 1; eta 1 as in the paper (its authors' later code: 0). The score form is ours: the published gain does not shrink with the step, see
+    docs/effects/exactness.md. k keeps a step from going beyond where the residual is least along d: it is 1 where the model's uncertainty is at most rho^2, and
+    with many steps; but pictures have directions of far larger variance, in which a few large steps would overshoot and the sampling diverge. Limits: rho^2 is
+    that of latents or pixels of variance one. Through a decoder A A^T stands for the operator alone. Cost: one backward pass through the network.
     """
 
     node_id = "LodestarPseudoinverseGuidance"

@@ -27,12 +27,13 @@ class REDdiff(Solver):
         gradient of m:  prior w(s / a) (n^ - n) / N  +  data grad_m |y - A m|^2 / (2 M),      n^ = (x - a D(x)) / s
         one step of Adam (rate, 0.9, 0.99)
 
-    w linear: the prior's gradient is prior (m - D(x)) / N exactly. N, M: numbers of the latent's and of the measured values; y, A: measurement and operator, of pictures in [-1, 1] or of
-    latents; s: noise level; a = 1 in k-units, 1 - s on flow models. Every level of the schedule is one step of Adam, from the noisiest on; `inner` makes that several.
-    The result is m: an estimate, not a sample; all seeds give nearly the same. The state that the sampler is given is not used.
+    w linear: the prior's gradient is prior (m - D(x)) / N exactly. N, M: numbers of the latent's and of the measured values; y, A: measurement and operator, of
+    pictures in [-1, 1] or of latents; s: noise level; a = 1 in k-units, 1 - s on flow models. Every level of the schedule is one step of Adam, from the
+    noisiest on; `inner` makes that several. The result is m: an estimate, not a sample; all seeds give nearly the same. The state that the sampler is given is
+    not used.
 
-    Defaults: prior 0.25, rate 0.1, linear, deviation 0 as the authors', who take 100 to 1000 steps: give the scheduler many, or inner more than 1. The ratio of prior and data
-    counts, not their size, since Adam divides by it. Cost: one evaluation per Adam step; for pictures the decoder's backward.
+    Defaults: prior 0.25, rate 0.1, linear, deviation 0 as the authors', who take 100 to 1000 steps: give the scheduler many, or inner more than 1. The ratio of
+    prior and data counts, not their size, since Adam divides by it. Cost: one evaluation per Adam step; for pictures the decoder's backward.
     """
 
     node_id = "LodestarREDdiff"

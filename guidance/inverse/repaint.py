@@ -20,9 +20,9 @@ class RePaint(Solver):
         x' = k (a' y + s' z) + (1 - k) step(x)                      k: 1 where the picture is known, y the known picture, z fresh noise
         after every `jump` steps: back up `jump` levels by the forward process, `rounds` - 1 times, before the sampling goes on
 
-    x: state; a', s': signal coefficient (1 in k-units, 1 - s on flow models) and noise level of the next step. The last level is free of noise, so the known part is y itself.
-    Works on latents: of a picture those cells count as known all of whose pixels are, y is its encoding (a decoder sees a little across the border). Operators that keep
-    places (Inpainting, Missing Traces); noise in the measurement stays in.
+    x: state; a', s': signal coefficient (1 in k-units, 1 - s on flow models) and noise level of the next step. The last level is free of noise, so the known
+    part is y itself. Works on latents: of a picture those cells count as known all of whose pixels are, y is its encoding (a decoder sees a little across the
+    border). Operators that keep places (Inpainting, Missing Traces); noise in the measurement stays in.
 
     Defaults: jump 10 and 10 rounds are the authors', for 250 steps; here 5 and 5 for a few tens of steps. eta 1 (DDPM). Cost: up to `rounds` times the steps.
     """

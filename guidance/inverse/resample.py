@@ -26,12 +26,13 @@ class ReSample(Solver):
             v' = (g b z* + (1 - b^2) v) / (g + 1 - b^2) + sqrt(g (1 - b^2) / (g + 1 - b^2)) n,   v = x' / c', b = a' / c',   g = strength (1 - b^2) / (1 - abar) (1 - abar / b^2)
         at the end: a last fit of the latent
 
-    D: clean estimate; y, A: measurement and operator, of pictures in [-1, 1] or of latents; x, s: state and noise level, primes: the next level; a = 1 in k-units, 1 - s on
-    flow models; n fresh noise. Fits are by Adam and stop where the mean squared error is below the measurement's noise^2 (at least 1e-6), per picture. Without a
-    decoder both fits are of the latent.
+    D: clean estimate; y, A: measurement and operator, of pictures in [-1, 1] or of latents; x, s: state and noise level, primes: the next level; a = 1 in
+    k-units, 1 - s on flow models; n fresh noise. Fits are by Adam and stop where the mean squared error is below the measurement's noise^2 (at least 1e-6), per
+    picture. Without a decoder both fits are of the latent.
 
-    Defaults: the authors' strength 40, scale 0.5, 5 steps ahead, learning rates 0.01 and 0.005 with at most 2000 and 500 rounds, every tenth of 500 steps; here scale 2, 100 rounds and every second
-    step, for a few tens of steps. scale 0: no backward pass through the network. Cost: `ahead` further evaluations where it fits, and the decoder's backward each round.
+    Defaults: the authors' strength 40, scale 0.5, 5 steps ahead, learning rates 0.01 and 0.005 with at most 2000 and 500 rounds, every tenth of 500 steps; here
+    scale 2, 100 rounds and every second step, for a few tens of steps. scale 0: no backward pass through the network. Cost: `ahead` further evaluations where
+    it fits, and the decoder's backward each round.
     """
 
     node_id = "LodestarReSample"

@@ -78,7 +78,7 @@ def test_videos(name):
 
 @EVERY
 @FLOWS
-@pytest.mark.parametrize("method", [DPS(scale=0.0, eta=0.0), LGD(scale=0.0, eta=0.0), PIGDM(scale=0.0, eta=0.0), DDNM(scale=0.0, eta=0.0), MPGD(scale=0.0), PSLD(scale=0.0, gluing=0.0)],
+@pytest.mark.parametrize("method", [DPS(scale=0.0, eta=0.0), LGD(scale=0.0, eta=0.0), PIGDM(scale=0.0, eta=0.0), DDNM(scale=0.0, eta=0.0), MPGD(scale=0.0), PSLD(scale=0.0, gluing=0.0, eta=0.0)],
                          ids=lambda m: type(m).__name__)
 def test_scale_zero_is_euler(method, flow):
     model, x, sigmas = start(flow)
@@ -279,7 +279,7 @@ def test_mpgd_moves_the_estimate_and_keeps_its_noise(flow):
 @FLOWS
 def test_psld_without_gluing_is_dps(flow):
     model, x, sigmas = start(flow)
-    torch.testing.assert_close(run(PSLD(scale=0.3, gluing=0.0), model, x, sigmas, task(), flow), run(DPS(scale=0.3, eta=0.0), model, x, sigmas, task(), flow))
+    torch.testing.assert_close(run(PSLD(scale=0.3, gluing=0.0, eta=0.0), model, x, sigmas, task(), flow), run(DPS(scale=0.3, eta=0.0), model, x, sigmas, task(), flow))
 
 
 @pytest.mark.method("LodestarLatentPosteriorSampling")
