@@ -47,7 +47,10 @@ class Symmetry(PictureLoss):
 
 @dataclass(frozen=True, eq=False)
 class RangePenalty(PictureLoss):
-    """How far values leave the range of pictures: 0 inside [0, 1].   loss = mean relu(|u - 1/2| - 1/2)^2"""
+    """How far values leave the range of pictures; less of it is less burnt.
+
+        loss = mean relu(|u - 1/2| - 1/2)^2           0 inside [0, 1]
+    """
 
     title = "Range Loss"
     spaces = ("rgb", "small")
