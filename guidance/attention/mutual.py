@@ -100,6 +100,7 @@ class MutualSelfAttention(Edit):
     Joint attention (Flux, SD3 ...): the picture's part of keys and values; text keeps its own.
     Defaults: alpha 1, from 8 % (step 4 of 50) on, the second half of the decoder (SD1.5 output.6-11, the paper; SDXL output.3-5; DiTs: the last stage, or the second half
     of the only one: no value in the paper).
+    On the bundled DiT these layers copy the source nearly whole; its last layer alone (layers "single.75%-100%") takes background and colours and leaves the prompt most of its say.
     Limits: what the source does not show cannot be drawn; a change of many objects needs a later start. Paper: Cao et al., "MasaCtrl: Tuning-Free Mutual Self-Attention Control for
     Consistent Image Synthesis and Editing", arXiv 2304.08465; mixing: TextCtrl. Cost: one more row per prompt; with masks two attentions a layer.
     """

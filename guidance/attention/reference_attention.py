@@ -53,6 +53,7 @@ class ReferenceAttention(Edit):
     Reference i of a batch serves entry i, a single one all; two nodes show two references to one picture. Joint attention (Flux, SD3 ...): the queries of the picture's
     tokens see the reference's picture tokens.
     Defaults: strength 1; fidelity 0.5, as programs with a "reference only" mode have it, since untrained attention oversaturates at 1 with a high CFG.
+    On the bundled DiT all layers copy the reference nearly whole; its last one alone (layers "single.75%-100%") takes the background and leaves the prompt its things.
     Limits: the appearance network of the paper is trained; this is its attention with the model's own weights. Paper: Gu et al., arXiv 2312.13016.
     Cost: one more row per reference, keys doubled.
     """

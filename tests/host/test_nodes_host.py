@@ -45,6 +45,8 @@ def test_as_defined(server):
 def test_core_nodes_are_as_the_examples_take_them(server):
     info = server.object_info()
     for name, (_, inputs, outputs) in _graph.CORE.items():
+        if server.kind == "pypi":      # its node crops without asking
+            inputs = [i for i in inputs if (name, i[0]) != ("CLIPVisionEncode", "crop")]
         specs = input_specs({**info[name], "input": {"required": info[name]["input"]["required"]}})
         assert list(specs) == [i[0] for i in inputs], name
         assert [("COMBO" if isinstance(s[0], list) else s[0]) for s in specs.values()] == [i[1] for i in inputs], name

@@ -258,7 +258,7 @@ def test_every_family(make, name, edit):
     a, b = lab.inputs(1), lab.inputs(2)
     one = edits()[edit]()
     if edit == "pladis" and name in zoo.JOINT:
-        with pytest.raises(ValueError, match="SparseMix changes cross attention"):
+        with pytest.raises(ValueError, match="PLADIS changes cross attention"):
             lab.run([POSITIVE], [a], None, [one])
         return
     plain = lab.plain([a, b])

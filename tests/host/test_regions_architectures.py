@@ -179,7 +179,7 @@ def test_directed_diffusion(make, name):
     plain = lab.plain([a, b])
     edit = DirectedAttention("all", worded(lab, LEFT, (0, 0, 1, 0.5)), inside=5.0)
     if name in zoo.JOINT:
-        with pytest.raises(ValueError, match="DirectedAttention changes cross attention"):
+        with pytest.raises(ValueError, match="Directed Diffusion changes cross attention"):
             lab.run([POSITIVE], [a], lab.session(), [edit])
         return
     out, _ = lab.run([POSITIVE, Branch("negative")], [a, b], lab.session(), [edit])
@@ -228,7 +228,7 @@ def test_steer_away(make, name):
     a, b = lab.inputs(1), lab.inputs(2)
     plain, session = lab.plain([a, b]), lab.session()
     if name in zoo.JOINT:
-        with pytest.raises(ValueError, match="SteerAway changes cross attention"):
+        with pytest.raises(ValueError, match="Negative-Away Steer Attention changes cross attention"):
             lab.run([POSITIVE], [a], session, [SteerAway("all", lab.prompt(session, lab.text(9)))])
         return
     for tokens in (6, 9):
@@ -249,7 +249,7 @@ def test_structured(make, name):
     def edit(mode, *texts):
         return StructuredAttention("all", tuple(lab.prompt(session, t) for t in texts), mode)
     if name in zoo.JOINT:
-        with pytest.raises(ValueError, match="StructuredAttention changes cross attention"):
+        with pytest.raises(ValueError, match="Structured Diffusion Guidance changes cross attention"):
             lab.run([POSITIVE], [a], session, [edit("values", lab.text(9))])
         return
     for given in (edit("values", lab.text(9)), edit("keys", lab.text(8), lab.text(9))):

@@ -94,8 +94,11 @@ def test_runs(server, path, generator):
 @pytest.mark.parametrize("path", API, ids=lambda p: p.stem)
 def test_page_format_says_the_same(server, path):
     ui = load(ROOT / WORKFLOWS / path.name)
-    converted = runner_convert.to_api(ui, server.object_info())
-    assert converted == load(path)
+    converted, wanted = runner_convert.to_api(ui, server.object_info()), load(path)
+    for node in wanted.values():
+        if server.kind == "pypi" and node["class_type"] == "CLIPVisionEncode":      # its node crops without asking
+            node["inputs"].pop("crop")
+    assert converted == wanted
 
 
 def test_nothing_to_complain_about_after_all_of_them(server):
