@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,19 @@ def page(server):
     with chromium.Page(server.url) as p:
         p.until("!!(window.app && window.app.graph && window.LiteGraph && LiteGraph.registered_node_types['LodestarListLayers'])")
         p.until("(async () => { try { await app.graphToPrompt(); return true } catch (e) { return false } })()")
+        settle(p)
         yield p
+
+
+def settle(page, patience=30):
+    """Waits until the page's start is over: at its end it opens a workflow of its own, over what was loaded before."""
+    count = len(json.loads(EXAMPLES[0].read_text(encoding="utf-8"))["nodes"])
+    for _ in range(patience):
+        load(page, EXAMPLES[0])
+        time.sleep(1.0)
+        if page.run("app.graph._nodes.length") == count:
+            return
+    raise AssertionError(f"the page does not keep a graph of {count} nodes")
 
 
 def load(page, path):
