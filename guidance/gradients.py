@@ -84,6 +84,18 @@ def _values(value, like):
     return value
 
 
+NORMALISERS = ("none", "unit rms", "unit length")
+
+
+def normalised(g, how):
+    """A direction g [batch, ...] as it is, with a root mean square of 1, or a Euclidean length of 1, per sample; 0 stays 0."""
+    if how == "none":
+        return g
+    axes = tuple(range(1, g.ndim))
+    size = g.float().square().sum(axes, keepdim=True).sqrt() if how == "unit length" else g.float().square().mean(axes, keepdim=True).sqrt()
+    return torch.where(size > 0, g.float() / size.clamp(min=1e-20), torch.zeros_like(g.float())).to(g.dtype)
+
+
 MODES = ("score", "state", "keep noise", "estimate")
 
 

@@ -123,6 +123,11 @@ class Step:
         return bool(start < end and sigma <= high and sigma >= low)
 
 
+def progress(step):
+    """Place of a step in its schedule, 0 for the first and 1 for the last."""
+    return step.index / max(1, len(step.sigmas) - 2) if step.sigmas is not None and len(step.sigmas) > 2 else 0.0
+
+
 def noise_of(step, denoised):
     """Predicted noise n = (x - a x0) / s."""
     return (step.x - step.a * denoised) / step.s

@@ -36,7 +36,7 @@ def _seen(adapter, vision, name):
         raise BadInput(SUBJECT, name, f"features of width {found.shape[-1]}", f"{adapter.name} takes features of width {adapter.features}: use the image encoder that it was trained with.")
     if not torch.isfinite(found).all():
         raise BadInput(SUBJECT, name, "not finite", "The image encoder gave no numbers for this picture; look at the picture.")
-    return found.flatten(0, 0) if found.ndim < 3 else found.flatten(0, -3)
+    return found if found.ndim < 3 else found.flatten(0, -3)
 
 
 def _phrase(adapter, phrase):

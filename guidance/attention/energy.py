@@ -120,8 +120,3 @@ class MapSteer(Steer):
             return denoised
         ratio, _ = next_ratio(step)
         return denoised + (x - step.x) * (ratio / max(1.0 - ratio, 1e-3))
-
-
-def progress(step):
-    """Place of a step in its schedule, 0 for the first and 1 for the last."""
-    return step.index / max(1, len(step.sigmas) - 2) if step.sigmas is not None and len(step.sigmas) > 2 else 0.0

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..method import BadInput, param, socket
+from ..method import BadInput, param, progress, socket
 from .capture import MapGraph
-from .energy import MapSteer, mean_map, of_words, progress, sharpened
+from .energy import MapSteer, mean_map, of_words, sharpened
 
 
 def parse_points(text, node, field="thresholds"):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..gradients import enter, gradient
+from ..gradients import enter, gradient, normalised
 from ..layers import select
 from ..method import BadInput, Branch, Edit, Prompt, Steer, param, socket
 from . import sharing
@@ -166,8 +166,7 @@ class FeatureCorrespondenceGuidance(Edit, Steer):
             step.maps.pop(key, None)
         direction = result.direction
         if self.normalise == "unit rms":
-            size = direction.float().square().mean(tuple(range(1, direction.ndim)), keepdim=True).sqrt()
-            direction = torch.where(size > 0, direction / size.clamp(min=1e-20), torch.zeros_like(direction)).to(result.denoised.dtype)
+            direction = normalised(direction.float(), self.normalise).to(result.denoised.dtype)
             direction = direction * step.a / (step.a * step.a + step.s * step.s)
         return enter(step, result.denoised, direction, self.scale, "score")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..method import param, socket
+from ..method import param, progress, socket
 from .capture import MapGraph
-from .energy import MapSteer, mean_map, per_sample, progress, smoothed
+from .energy import MapSteer, mean_map, per_sample, smoothed
 from .excite import due, parse_points, variance_preserving
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..method import BadInput, param, socket
+from ..method import BadInput, param, progress, socket
 from .capture import MapGraph, SelfGraph
-from .energy import MapSteer, mean_map, progress, sharpened
+from .energy import MapSteer, mean_map, sharpened
 from .excite import variance_preserving
 from .layout import all_tokens
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..method import progress
+
 SCHEDULES = ("constant", "rising", "falling", "cosine", "noise")
 
 
@@ -92,7 +94,7 @@ class LossContext:
         if schedule == "noise":
             s, a = float(self.step.s.flatten()[0]), float(self.step.a.flatten()[0])
             return s * s / (a * a + s * s)
-        way = self.step.index / max(1, len(self.step.sigmas) - 2) if self.step.sigmas is not None else 0.0
+        way = progress(self.step)
         return {"rising": way, "falling": 1.0 - way, "cosine": (1 - math.cos(math.pi * way)) / 2}[schedule]
 
 

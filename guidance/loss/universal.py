@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..gradients import MODES, ROUTES, enter, gradient
+from ..gradients import MODES, ROUTES, enter, gradient, normalised
 from ..method import BadInput, Steer, param, socket, window
 from .base import LossContext
 
@@ -54,9 +54,7 @@ class UniversalGuidance(Steer):
         found = gradient(step, evaluate, lambda d: self.loss.value(d, context), self.route, step.host)
         direction = found.direction
         if self.normalise == "unit rms":
-            axes = tuple(range(1, direction.ndim))
-            size = direction.float().square().mean(axes, keepdim=True).sqrt()
-            direction = torch.where(size > 0, direction / size.clamp(min=1e-20), torch.zeros_like(direction)).to(found.denoised.dtype)
+            direction = normalised(direction.float(), self.normalise).to(found.denoised.dtype)
             s, a = step.s, step.a
             direction = direction * (a if self.mode == "score" else s * s) / (a * a + s * s)
         if not bool(torch.isfinite(direction).all()):

@@ -31,19 +31,9 @@ class Vae:
 
 @pytest.fixture(scope="module")
 def lab(host):
-    import comfy.samplers
+    from lodestar.tests.sampler_lab import SamplerLab
 
-    from lodestar import nodes
-    from lodestar.guidance.host import features
-    from lodestar.tests import tiny
-
-    class Lab:
-        modern, samplers, definitions = features.wrappers(), comfy.samplers, nodes.definitions()
-
-        def node(self, node_id, **given):
-            d = self.definitions[node_id]
-            return d.call({**{i.name: i.default for i in d.inputs if i.widget or i.optional}, **given})[0]
-
+    class Lab(SamplerLab):
         def operator(self, size):
             mask = torch.zeros(1, size, size)
             mask[:, 2:6, 2:] = 1
@@ -64,24 +54,9 @@ def lab(host):
                      "LodestarReSample": {"every": 1, "rounds": 3, "ahead": 1}}
             return self.node(node_id, measurement=measurement, **{**quick.get(node_id, {}), **given})[0]
 
-        def sample(self, sampler, kind="unet", batch=1, model=None, first=0, mask=None, latent=None, steps=3):
-            if kind not in self.models:
-                pytest.skip("this host has no Flux")
-            model = model or self.models[kind]
-            guider = self.samplers.CFGGuider(model)
-            guider.set_conds(self.positive, self.negative)
-            guider.set_cfg(3.0)
-            sigmas = self.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-            noise = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(first + i)) for i in range(batch)])
-            latent = torch.zeros_like(noise) if latent is None else latent
-            with torch.inference_mode():
-                return guider.sample(noise, latent, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=0)
-
     lab = Lab()
     with torch.inference_mode():
         lab.vae = Vae()
-        lab.models = {"unet": tiny.unet()} | ({"flux": tiny.flux()} if lab.modern else {})
-        lab.positive, lab.negative = tiny.prompt(1), tiny.prompt(2)
     return lab
 
 

@@ -12,36 +12,9 @@ EVERY = pytest.mark.parametrize("node_id", [pytest.param(n, marks=pytest.mark.me
 
 @pytest.fixture(scope="module")
 def lab(host):
-    import comfy.samplers
-
-    from lodestar import nodes
-    from lodestar.guidance.host import features
-    from lodestar.tests import tiny
-
-    class Lab:
-        modern, samplers, definitions = features.wrappers(), comfy.samplers, nodes.definitions()
-
-        def node(self, node_id, **given):
-            d = self.definitions[node_id]
-            return d.call({**{i.name: i.default for i in d.inputs if i.widget or i.optional}, **given})[0]
-
-        def sample(self, sampler, kind="unet", batch=1, model=None, first=0, mask=None, steps=3):
-            if kind not in self.models:
-                pytest.skip("this host has no Flux")
-            model = model or self.models[kind]
-            guider = self.samplers.CFGGuider(model)
-            guider.set_conds(self.positive, self.negative)
-            guider.set_cfg(3.0)
-            sigmas = self.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-            noise = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(first + i)) for i in range(batch)])
-            with torch.inference_mode():
-                return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=0)
-
-    lab = Lab()
-    lab.tiny = tiny
+    from lodestar.tests.sampler_lab import SamplerLab
+    lab = SamplerLab()
     with torch.inference_mode():
-        lab.models = {"unet": tiny.unet()} | ({"flux": tiny.flux()} if lab.modern else {})
-        lab.positive, lab.negative = tiny.prompt(1), tiny.prompt(2)
         target = torch.rand(1, 8, 8, 3, generator=torch.Generator().manual_seed(5))
         lab.losses = {kind: lab.node("LodestarWaveletTargetLoss", model=model, image=target, space="small")[0] for kind, model in lab.models.items()}
     return lab
@@ -88,11 +61,12 @@ def test_losses_by_universal_guidance_in_half_precision(lab):
     from lodestar.guidance.host.attach import attach
     from lodestar.guidance.loss.universal import UniversalGuidance
     from lodestar.nodes.losses import _classes
+    from lodestar.tests import tiny
     image, region = torch.rand(1, 8, 8, 3, generator=torch.Generator().manual_seed(5)), torch.zeros(1, 8, 8)
     region[:, 2:6, 1:5] = 1
     dtypes = (torch.bfloat16, torch.float16)
     with torch.inference_mode():
-        half = {dtype: lab.tiny.unet(dtype=dtype) for dtype in dtypes}
+        half = {dtype: tiny.unet(dtype=dtype) for dtype in dtypes}
     plain = {dtype: lab.sample(lab.samplers.ksampler("euler"), model=model, steps=2) for dtype, model in half.items()}
     for i, cls in enumerate(_classes()):
         with torch.inference_mode():

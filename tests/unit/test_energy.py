@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lodestar.guidance.attention.capture import MapGraph, Reading, SelfGraph, deepest
 from lodestar.guidance.attention.edits import Site
-from lodestar.guidance.attention.energy import MapSteer, mean_map, of_words, progress, sharpened, smoothed
+from lodestar.guidance.attention.energy import MapSteer, mean_map, of_words, sharpened, smoothed
 from lodestar.guidance.attention.excite import AttendAndExcite, due, parse_points
 from lodestar.guidance.attention.layout import BoxDiff, LayoutGuidance, all_tokens, boxed, edges, outside_share
 from lodestar.guidance.attention.regions import Region, Regions
@@ -16,7 +16,7 @@ from lodestar.guidance.attention.scribble import ScribbleGuidance, focal_loss, g
 from lodestar.guidance.attention.words import PromptWords
 from lodestar.guidance.gradients import next_ratio
 from lodestar.guidance.layers import Geometry, Layer
-from lodestar.guidance.method import BadInput, Step
+from lodestar.guidance.method import BadInput, Step, progress
 from lodestar.tests.toys import a_step, euler, gaussian, levels
 
 EXCITE, LAYOUT, BOXDIFF, SCRIBBLE = (pytest.mark.method(f"Lodestar{n}") for n in ("AttendAndExcite", "LayoutGuidance", "BoxDiff", "ScribbleGuidance"))

@@ -10,7 +10,8 @@ from lodestar.guidance.inverse import levels
 from lodestar.guidance.inverse.levels import noise_source
 from lodestar.guidance.inverse.solver import at
 from lodestar.guidance.loss.base import Loss, LossContext
-from lodestar.guidance.loss.solvers.base import LossProblem, normalised, rises
+from lodestar.guidance.gradients import normalised
+from lodestar.guidance.loss.solvers.base import LossProblem, rises
 from lodestar.guidance.loss.solvers.dreamguider import Dreamguider
 from lodestar.guidance.loss.solvers.geoguide import GeoGuide
 from lodestar.guidance.loss.solvers.tfg import TrainingFreeGuidance as TFG

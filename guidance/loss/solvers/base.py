@@ -11,8 +11,6 @@ from ...inverse.solver import Solver
 from ...method import BadInput, Step
 from ..base import LossContext
 
-NORMALISERS = ("none", "unit rms", "unit length")
-
 
 @dataclass
 class LossProblem:
@@ -31,15 +29,6 @@ class LossProblem:
         if self.percent_to_sigma is not None and not self.loss.active(step):
             return None
         return lambda denoised: self.loss.value(denoised, LossContext(step))
-
-
-def normalised(g, how):
-    """A direction g [batch, ...] as it is, with a root mean square of 1, or a Euclidean length of 1, per sample; 0 stays 0."""
-    if how == "none":
-        return g
-    axes = tuple(range(1, g.ndim))
-    size = g.float().square().sum(axes, keepdim=True).sqrt() if how == "unit length" else g.float().square().mean(axes, keepdim=True).sqrt()
-    return torch.where(size > 0, g.float() / size.clamp(min=1e-20), torch.zeros_like(g.float())).to(g.dtype)
 
 
 def rises(sigmas, flow):

@@ -5,9 +5,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ...gradients import normalised
 from ...inverse import levels
 from ...method import param, socket
-from .base import LossSolver, normalised
+from .base import LossSolver
 
 
 @dataclass(frozen=True, eq=False)

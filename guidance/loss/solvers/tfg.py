@@ -78,9 +78,13 @@ class TrainingFreeGuidance(LossSolver):
     def backward(self):
         return self.rho != 0
 
+    def problem(self, sigmas, flow, percent_to_sigma=None):
+        made = super().problem(sigmas, flow, percent_to_sigma)
+        made.rho, made.mu = ([strength * w for w in weights(schedule, sigmas, flow)] for strength, schedule in ((self.rho, self.rho_schedule), (self.mu, self.mu_schedule)))
+        return made
+
     def led(self, point, loss):
-        rho = self.rho * weights(self.rho_schedule, point.problem.sigmas, point.flow)[point.index]
-        mu = self.mu * weights(self.mu_schedule, point.problem.sigmas, point.flow)[point.index]
+        rho, mu = point.problem.rho[point.index], point.problem.mu[point.index]
         deviation = self.smoothing * (math.sqrt(point.rho2) if self.smoothing_schedule == "decrease" else 1.0)
         f = smoothed(loss, deviation, self.samples, point.draw)
         if rho:

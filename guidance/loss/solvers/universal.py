@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from ...gradients import NORMALISERS, normalised
 from ...inverse.solver import slope
 from ...method import param, socket
-from .base import NORMALISERS, LossSolver, normalised
+from .base import LossSolver
 
 
 def optimised(loss, start, steps, rate, problem, rule="adam", limit=0.0):
