@@ -4,15 +4,11 @@
 
 It shows that the mechanism works and serves tests and the example; for SDXL take the authors' files, brought to safetensors.
 """
-import argparse
-import json
 import os
-import random
-import time
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from guidance.attention import adapter_tokens as t
 
@@ -21,6 +17,7 @@ from .adapter import NAME, fresh, widths
 from .measure import load as load_measure
 from .scenes import SIZE, SIZES, Scene, Thing, random_scene, render
 from .train_generator import import_host
+from .train_loop import encoder_of, options, train
 from .vision import features
 
 PLACES = 2          # things in a scene
@@ -120,61 +117,20 @@ def loss_of(network, attached, weights, made, alpha, generator):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--host", required=True)
-    p.add_argument("--out", default="demo/weights")
-    p.add_argument("--steps", type=int, default=700)
-    p.add_argument("--batch", type=int, default=16)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--rate", type=float, default=2e-3)
-    o = p.parse_args()
+    o = options(__doc__.splitlines()[0], 700, 16)
     import_host(o.host)
     import comfy.ops
     torch.set_grad_enabled(True)
     network = networks.unet(comfy.ops.disable_weight_init, dtype=torch.float32)
     network.load_state_dict({k: v.float() for k, v in load_file(os.path.join(o.out, "unet.safetensors")).items()})
     network.requires_grad_(False)
-    encoder = text.TextEncoder()
-    encoder.load_state_dict({k: v.float() for k, v in load_file(os.path.join(o.out, "text.safetensors")).items()})
-    encoder.requires_grad_(False)
-    code = load_file(os.path.join(o.out, "latents.safetensors"))
-    vision = load_measure()
+    encoder, vision, code = encoder_of(o.out), load_measure(), load_file(os.path.join(o.out, "latents.safetensors"))
     assert [m.to_q.weight.shape[0] for m in attentions(network)] == widths()
     beta = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2
     alpha = torch.cumprod(1 - beta, 0).float()
     attached = Attached(network)
-    weights = {k: v.requires_grad_() for k, v in fresh(o.seed).items()}
-    optimiser = torch.optim.AdamW(weights.values(), o.rate, betas=(0.9, 0.98), weight_decay=0.0)
-    rng, generator = random.Random(o.seed), torch.Generator().manual_seed(o.seed)
-    average = {k: v.detach().clone() for k, v in weights.items()}
-    begin, recent = time.time(), []
-    for step in range(1, o.steps + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = o.rate * min(1.0, step / 40) * min(1.0, (o.steps - step + 1) / (0.3 * o.steps))
-        loss = loss_of(network, attached, weights, batch(rng, o.batch, code, encoder, vision), alpha, generator)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([w for w in weights.values() if w.grad is not None], 1.0)
-        optimiser.step()
-        keep = min(0.98, (1 + step) / (20 + step))
-        for k, v in weights.items():
-            average[k].lerp_(v.detach(), 1 - keep)
-        recent.append(loss.item())
-        if step % 20 == 0:
-            print(f"step {step} loss {sum(recent) / len(recent):.4f} {time.time() - begin:.0f}s", flush=True)
-            recent = []
-    with torch.no_grad():
-        with_it, without = [], []
-        for i in range(8):
-            made = batch(random.Random(10_000 + i), 16, code, encoder, vision)
-            for found, w in ((with_it, average), (without, fresh(o.seed))):
-                found.append(loss_of(network, attached, w, made, alpha, torch.Generator().manual_seed(i)).item())
-    figures = {"steps": o.steps, "loss": round(sum(with_it) / 8, 4), "loss_without_training": round(sum(without) / 8, 4)}
-    print(figures)
-    save_file({k: v.half().contiguous() for k, v in average.items()}, os.path.join(o.out, f"{NAME}.safetensors"))
-    with open(os.path.join(o.out, f"{NAME}.json"), "w", encoding="utf-8") as f:
-        json.dump(figures, f, indent=1)
-        f.write("\n")
+    train(o, NAME, lambda: fresh(o.seed), lambda rng, n: batch(rng, n, code, encoder, vision),
+          lambda weights, made, generator: loss_of(network, attached, weights, made, alpha, generator))
 
 
 if __name__ == "__main__":

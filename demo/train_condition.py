@@ -4,20 +4,17 @@
 
 It shows that the mechanism works and serves tests and the example; for Flux take the authors' files.
 """
-import argparse
-import json
 import os
-import random
-import time
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from . import latents, networks, text
 from .condition import fresh, forward, outlines
 from .scenes import random_scene, render
 from .train_generator import import_host
+from .train_loop import encoder_of, options, train
 
 
 def batch(rng, n, code, encoder):
@@ -40,14 +37,7 @@ def loss_of(network, weights, made, generator):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--host", required=True)
-    p.add_argument("--out", default="demo/weights")
-    p.add_argument("--steps", type=int, default=300)
-    p.add_argument("--batch", type=int, default=8)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--rate", type=float, default=2e-3)
-    o = p.parse_args()
+    o = options(__doc__.splitlines()[0], 300, 8)
     import_host(o.host)
     import comfy.ops
     torch.set_grad_enabled(True)
@@ -57,42 +47,9 @@ def main():
     twin = {k.rpartition(".")[0]: k for k in own}
     network.load_state_dict({k if k in own else twin[k.rpartition(".")[0]]: v for k, v in given.items()})
     network.requires_grad_(False)
-    encoder = text.TextEncoder()
-    encoder.load_state_dict({k: v.float() for k, v in load_file(os.path.join(o.out, "text.safetensors")).items()})
-    encoder.requires_grad_(False)
-    code = load_file(os.path.join(o.out, "latents.safetensors"))
-    weights = {k: v.requires_grad_() for k, v in fresh(network, seed=o.seed).items()}
-    optimiser = torch.optim.AdamW(weights.values(), o.rate, betas=(0.9, 0.98), weight_decay=0.0)
-    rng, generator = random.Random(o.seed), torch.Generator().manual_seed(o.seed)
-    average = {k: v.detach().clone() for k, v in weights.items()}
-    begin, recent = time.time(), []
-    for step in range(1, o.steps + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = o.rate * min(1.0, step / 40) * min(1.0, (o.steps - step + 1) / (0.3 * o.steps))
-        loss = loss_of(network, weights, batch(rng, o.batch, code, encoder), generator)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(weights.values()), 1.0)
-        optimiser.step()
-        keep = min(0.98, (1 + step) / (20 + step))
-        for k, v in weights.items():
-            average[k].lerp_(v.detach(), 1 - keep)
-        recent.append(loss.item())
-        if step % 20 == 0:
-            print(f"step {step} loss {sum(recent) / len(recent):.4f} {time.time() - begin:.0f}s", flush=True)
-            recent = []
-    with torch.no_grad():
-        with_it, without = [], []
-        for i in range(8):
-            made = batch(random.Random(10_000 + i), 16, code, encoder)
-            for found, w in ((with_it, average), (without, fresh(network))):
-                found.append(loss_of(network, w, made, torch.Generator().manual_seed(i)).item())
-    figures = {"steps": o.steps, "loss": round(sum(with_it) / 8, 4), "loss_without_training": round(sum(without) / 8, 4)}
-    print(figures)
-    save_file({k: v.half().contiguous() for k, v in average.items()}, os.path.join(o.out, "condition_outlines.safetensors"))
-    with open(os.path.join(o.out, "condition_outlines.json"), "w", encoding="utf-8") as f:
-        json.dump(figures, f, indent=1)
-        f.write("\n")
+    encoder, code = encoder_of(o.out), load_file(os.path.join(o.out, "latents.safetensors"))
+    train(o, "condition_outlines", lambda: fresh(network, seed=o.seed), lambda rng, n: batch(rng, n, code, encoder),
+          lambda weights, made, generator: loss_of(network, weights, made, generator))
 
 
 if __name__ == "__main__":
