@@ -4,6 +4,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import torch
+
 from ..demo.scenes import COLOURS, SIZE
 
 SIDE = 0.42      # of a wanted box, in fractions of the picture; the largest objects have 0.41
@@ -30,10 +32,23 @@ def regions_of(subject, batch, prompts=True):
     first = caption(batch[0].scene)
     items = []
     for i, box in enumerate(LAYOUTS[batch[0].layout]):
-        own = subject.encode([f"a {noun(c.scene.things[i])}" for c in batch]) if prompts else None
+        own = thing_of(subject, batch, i) if prompts else None
         items.append(Region(boxes=(box,), words=noun(batch[0].scene.things[i]), conditioning=own))
     found = Regions(tuple(items))
     return located(found, Words(subject.clip, first, subject.encode([first])[0][0].shape[1]))
+
+
+def thing_of(subject, batch, i):
+    """The conditioning of the i-th object's own words, for a batch of cases."""
+    return subject.encode([f"a {noun(c.scene.things[i])}" for c in batch])
+
+
+def place_of(batch, i):
+    """The mask [1, SIZE, SIZE] of the i-th object's box in a batch of cases with one layout."""
+    x, y, width, height = (round(v * SIZE) for v in LAYOUTS[batch[0].layout][i])
+    mask = torch.zeros(1, SIZE, SIZE)
+    mask[:, y:y + height, x:x + width] = 1
+    return mask
 
 
 def shapes(scene):

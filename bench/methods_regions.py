@@ -3,6 +3,7 @@ from .plan import CAPTION_METRICS, PLACED_METRICS, Claim, Comparison, Cost, Entr
 
 DENSE = "attention.dense:DenseDiffusion"
 DIRECTED = "attention.directed:DirectedDiffusion"
+MULTI = "rules.multi_conditional:MultiConditionalCFG"
 NASA = "attention.nasa:NegativeAwaySteerAttention"
 P2P = "attention.prompt_to_prompt:PromptToPrompt"
 REGIONAL = "attention.regional:RegionalPrompts"
@@ -12,9 +13,12 @@ PLACED = Setup("CFG, w = 4, no boxes", 4.0, prompts="placed")
 COLOURLESS = Setup("no colour named, w = 1", 1.0, prompts="colourless")
 
 
-def placed(label, used, claims, prompts="placed", generators=("unet", "dit")):
-    """A layout method against the same objects without boxes."""
-    return Comparison(Setup(label, 4.0, (used,), prompts=prompts), PLACED, claims, PLACED_METRICS, generators=generators)
+_first, _second = (use(MULTI, condition=f"${n}", mask=f"${n}_place", scale=4.0) for n in ("first", "second"))
+
+
+def placed(label, used, claims, prompts="placed", generators=("unet", "dit"), w=4.0):
+    """A layout method (or several) against the same objects without boxes."""
+    return Comparison(Setup(label, w, used if isinstance(used, tuple) else (used,), prompts=prompts), PLACED, claims, PLACED_METRICS, generators=generators)
 
 
 ENTRIES = (
@@ -22,6 +26,10 @@ ENTRIES = (
         "LodestarRegionalPrompts",
         (placed("Regional Prompts", use(REGIONAL, regions="$regions"), (Claim("iou", "higher"), Claim("in_box", "higher")), "regional"),),
         (Cost("Regional Prompts, 2 regions", methods=(use(REGIONAL, regions="$regions"),), peer=r"(?i)regional|couple"),)),
+    Entry(
+        "LodestarMultiConditionalCFG",      # each object's words in its own box, beside the prompt that names both and no place
+        (placed("both objects' words in their boxes, scale 4 each, w = 1.5", (_first, _second), (Claim("iou", "higher"), Claim("in_box", "higher")), w=1.5),),
+        (Cost("Multi-Conditional CFG, 2 conditions", methods=(_first, _second), limit=2.05),)),
     Entry(
         "LodestarDenseDiffusion",
         (placed("Dense Diffusion", use(DENSE, regions="$words"), (Claim("iou", "higher"), Claim("in_box", "higher"))),),

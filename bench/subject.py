@@ -144,6 +144,10 @@ class Subject:
             return self.encode([" ".join(f"a {batch[0].forbidden or 'red'} {shape}" for shape in SHAPES)])
         if text in ("$regions", "$words"):
             return layout.regions_of(self, batch, prompts=text == "$regions")
+        if text in ("$first", "$second"):
+            return layout.thing_of(self, batch, text == "$second")
+        if text in ("$first_place", "$second_place"):
+            return layout.place_of(batch, text == "$second_place")
         if text == "$subjects":
             return layout.subjects_of(self, batch)
         if text == "$named":

@@ -42,6 +42,23 @@ def _features(definitions, definition, name):
     return g
 
 
+def _side_by_side(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} First the canvas, then the target cut out and refined at low noise, then the source. The bundled models never saw two pictures on "
+                  "one canvas and make one picture of it: the ground is carried over, the circle's colour is not.", prompt="a circle left of a circle")
+    g = scene.graph
+    text = g.add("CLIPTextEncode", "Prompt of the source", text="a red circle on a yellow background", clip=scene.clip)[0]
+    source = scene.decode(scene.sample(positive=text, title="Makes the source"))
+    canvas = g.add(definition.node_id, vae=scene.vae, source=source, side="left")
+    sampler = dict(steps=STEPS, sampler_name="euler", scheduler="normal", positive=scene.positive, negative=scene.negative, seed=SEED + 1)
+    out = g.add("KSampler", "Paints the target", model=scene.model, cfg=CFG, latent_image=canvas[0], **sampler)[0]
+    scene.save(out, name, "The canvas")
+    target = g.add("LodestarSideBySideCrop", side="left", samples=out)[0]
+    refined = g.add("KSampler", "Refines it", model=scene.model, cfg=CFG, latent_image=target, denoise=0.4, **sampler)[0]
+    scene.save(refined, f"{name}_refined", "The target, refined")
+    g.add("SaveImage", "The source", images=source, filename_prefix=f"lodestar/{name}_source")
+    return g
+
+
 COLOURLESS = "a circle left of a square"
 
 
@@ -73,5 +90,5 @@ def _control(definitions, definition, name):
     return g
 
 
-OWN = {"LodestarControlNorm": _control, "LodestarCorrFill": _corrfill, "LodestarFeatureCorrespondenceGuidance": _features, "LodestarDecoupledPrompt": _second, "LodestarAdapterAttentionShaping": _shaping,
+OWN = {"LodestarSideBySideCanvas": _side_by_side, "LodestarControlNorm": _control, "LodestarCorrFill": _corrfill, "LodestarFeatureCorrespondenceGuidance": _features, "LodestarDecoupledPrompt": _second, "LodestarAdapterAttentionShaping": _shaping,
        "LodestarSpatialPromptWeighting": dense}

@@ -74,6 +74,20 @@ def nasa(definitions, definition, name):
     return scene.graph
 
 
+def several(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Each thing's words guide in a place of their own. Above with the node, below without.", prompt=BOTH, model="dit")
+    g, model = scene.graph, scene.model
+    for thing, place in zip(THINGS, PLACES):
+        black = g.add("SolidMask", "Black", value=0.0, width=128, height=128)[0]
+        white = g.add("SolidMask", "White", value=1.0, width=58, height=58)[0]
+        mask = g.add("MaskComposite", destination=black, source=white, x=round(place["x"] * 128), y=round(place["y"] * 128), operation="add")[0]
+        text = g.add("CLIPTextEncode", f"Prompt for the {thing}", text=f"a {thing}", clip=scene.clip)[0]
+        model = g.add(definition.node_id, model=model, condition=text, scale=4.0, mask=mask)[0]
+    scene.save(scene.sample(model, seed=SEED + 1, cfg=1.5, title="With the node"), name, "With the node")
+    scene.save(scene.sample(seed=SEED + 1, title="Without it"), f"{name}_without", "Without it")
+    return g
+
+
 def scene_graph(definitions, definition, name):
     scene = Scene(definitions, f"{definition.title}: {definition.description} Dense Diffusion keeps the layout. Its output `prompt` is the graph as a sentence.", prompt=None)
     graph = scene.graph.add(definition.node_id, text="a green triangle left of a purple circle; a yellow square below the circle", size=0.36)
@@ -100,6 +114,6 @@ def paired(definitions, definition, name):
 
 
 OWN = {"LodestarPromptToPrompt": paired,
-       "LodestarStructuredDiffusionGuidance": structured, "LodestarSceneGraphLayout": scene_graph,
+       "LodestarStructuredDiffusionGuidance": structured, "LodestarMultiConditionalCFG": several, "LodestarSceneGraphLayout": scene_graph,
        "LodestarRegionalPrompts": regional, "LodestarDenseDiffusion": dense, "LodestarDirectedDiffusion": directed,
        "LodestarNegativeAwaySteerAttention": nasa}

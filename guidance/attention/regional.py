@@ -111,6 +111,8 @@ class RegionalPrompts(Edit):
     a token of the picture counts each text as often as its share says, a region's text sees only itself and its region. Pixels in no region follow the
     sampler's prompt alone. The pooled text stays the sampler's. Only the positive prompt's rows are edited.
     `separate` names layers whose self-attention is closed between different regions until `separate_end`, which keeps things from leaking and makes harder borders.
+    SpaText describes a scene in the same way, a free text for each mask, and shows it to a network that was trained for it (no weights are published); this is what a network without that
+    training can be given. For a strength of its own for each text see Multi-Conditional CFG.
     Defaults: base_ratio 0.2 (attention couple packs), no separation.
     Limits: not on Lumina 2, Z-Image, Hunyuan Video and HiDream. With an area on the positive prompt, regions stay in place in the whole picture.
     Cost: one more cross-attention a region and layer; joint attention grows by the regions' texts and takes a mask (no flash kernel).
@@ -119,7 +121,7 @@ class RegionalPrompts(Edit):
     node_id = "LodestarRegionalPrompts"
     title = "Regional Prompts"
     family = "attention"
-    paper = "Dense Text-to-Image Generation with Attention Modulation, and attention couple / regional prompting as in public packs"
+    paper = ("Dense Text-to-Image Generation with Attention Modulation, and attention couple / regional prompting as in public packs", "SpaText: Spatio-Textual Representation")
     aliases = ("attention couple", "regional prompting", "latent couple")
     evaluations = "0 (cross-attention: one more a region and layer; joint attention: longer text)"
     planar = True

@@ -3,5 +3,6 @@ from .adaptive import AdaptiveGuidance
 from .apg import AdaptiveProjectedGuidance
 from .interval import GuidanceInterval
 from .model_pair import ModelPairGuidance
+from .multi_conditional import MultiConditionalCFG
 
-__all__ = ["AdaptiveGuidance", "AdaptiveProjectedGuidance", "GuidanceInterval", "ModelPairGuidance"]
+__all__ = ["AdaptiveGuidance", "AdaptiveProjectedGuidance", "GuidanceInterval", "ModelPairGuidance", "MultiConditionalCFG"]

@@ -22,6 +22,7 @@ def lab(host):
     from lodestar.guidance.rules.apg import AdaptiveProjectedGuidance
     from lodestar.guidance.rules.interval import GuidanceInterval
     from lodestar.guidance.rules.model_pair import ModelPairGuidance
+    from lodestar.guidance.rules.multi_conditional import MultiConditionalCFG
 
     class Lab:
         pass
@@ -34,6 +35,7 @@ def lab(host):
         if lab.modern:
             lab.models["flux"], lab.weak["flux"] = tiny.flux(), tiny.flux(5)
         lab.positive, lab.negative, lab.other = tiny.prompt(1), tiny.prompt(2), tiny.prompt(3)
+        lab.left = (torch.arange(16) < 8).float().expand(1, 16, 16)
     route = "network" if lab.modern else "none"
     lab.methods = {
         "pag": lambda kind, **k: PerturbedAttentionGuidance(**{"scale": 2.0, **k}),
@@ -42,10 +44,11 @@ def lab(host):
         "interval": lambda kind, **k: GuidanceInterval(**{"start_percent": 0.3, "end_percent": 0.7, **k}),
         "ag": lambda kind, **k: AdaptiveGuidance(**{"threshold": 0.5, "start_percent": 0.0, **k}),
         "pair": lambda kind, **k: ModelPairGuidance(**{"weak_model": lab.weak[kind], "scale": 0.5, **k}),
+        "several": lambda kind, **k: MultiConditionalCFG(**{"condition": lab.other, "scale": 2.0, "mask": lab.left, **k}),
         "universal": lambda kind, **k: UniversalGuidance(**{"loss": TargetImage(target=torch.ones(1, 4, 8, 8)), "scale": 0.5, "route": route, **k}),
     }
     lab.off = {"pag": {"scale": 0.0}, "nag": {"scale": 0.0}, "apg": {"eta": 1.0, "norm_threshold": 0.0, "momentum": 0.0},
-               "interval": {"start_percent": 0.0, "end_percent": 1.0}, "ag": {"threshold": 1.01}, "pair": {"scale": 0.0}, "universal": {"scale": 0.0}}
+               "interval": {"start_percent": 0.0, "end_percent": 1.0}, "ag": {"threshold": 1.01}, "pair": {"scale": 0.0}, "several": {"scale": 0.0}, "universal": {"scale": 0.0}}
 
     def run(patcher, positive=None, negative=None, **k):
         with torch.inference_mode():
@@ -56,9 +59,10 @@ def lab(host):
     return lab
 
 
-NAMES = ("pag", "nag", "apg", "interval", "ag", "pair", "universal")
+NAMES = ("pag", "nag", "apg", "interval", "ag", "pair", "several", "universal")
 IDS = {"pag": "LodestarPerturbedAttentionGuidance", "nag": "LodestarNormalizedAttentionGuidance", "apg": "LodestarAdaptiveProjectedGuidance",
-       "interval": "LodestarGuidanceInterval", "ag": "LodestarAdaptiveGuidance", "pair": "LodestarModelPairGuidance", "universal": "LodestarUniversalGuidance"}
+       "interval": "LodestarGuidanceInterval", "ag": "LodestarAdaptiveGuidance", "pair": "LodestarModelPairGuidance", "several": "LodestarMultiConditionalCFG",
+       "universal": "LodestarUniversalGuidance"}
 CASES = [pytest.param(n, k, marks=pytest.mark.method(IDS[n])) for n in NAMES for k in ("unet", "flux")]
 
 
