@@ -119,6 +119,14 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
+def _shared_out(paths: list[str], parts: int) -> list[list[str]]:
+    """The test files of a folder in groups of about equal size, to run side by side; paths that were named stay together."""
+    if parts < 2 or len(paths) != 1 or not os.path.isdir(paths[0]):
+        return [paths]
+    files = sorted(Path(paths[0]).rglob("test_*.py"), key=lambda f: (-f.stat().st_size, f.name))
+    return [found for i in range(parts) if (found := [str(f) for f in files[i::parts]])]
+
+
 def test(arguments: list[str]) -> int:
     """Unit tests once, host tests once per host, several at a time; a table and one line of totals at the end.
 
@@ -151,8 +159,11 @@ def test(arguments: list[str]) -> int:
             reference = _envs.reference()
             if reference is None:
                 note(f"The tests that compare with {_envs.REFERENCE.read_text(encoding='utf-8').split('#')[0].strip()} are skipped: it could not be fetched.")
-            env = _environment(None, **one, **({"LODESTAR_REFERENCE": reference} if reference else {}))
-            jobs.append(("unit tests", _pytest(prepared[0][1], unit, options, reports / "0.xml", env), env, reports / "0.log"))
+            groups = _shared_out(unit, min(2, _cores()) if many else 1)
+            for i, group in enumerate(groups):
+                env = _environment(None, **one, **({"LODESTAR_REFERENCE": reference} if reference else {}))
+                jobs.append(("unit tests" + (f", {i + 1} of {len(groups)}" if len(groups) > 1 else ""), _pytest(prepared[0][1], group, options, reports / f"{i}.xml", env), env,
+                             reports / f"{i}.log"))
         for host, python in prepared if host_paths else []:
             page = _envs.frontend(host) if os.path.isdir(os.path.join(ROOT, "tests", "browser")) else None
             place = "newest" if named else _hosts.place(host, [h for h, _ in prepared])

@@ -272,6 +272,9 @@ def test_arguments_of_the_test_script():
     assert _main._split([here + "::test_tally"]) == ([], [os.path.abspath(__file__) + "::test_tally"], None)
     assert _main._split([host]) == ([], None, [host])
     assert unit in _main._split([str(ROOT / "tests")])[1]
+    halves = _main._shared_out([unit], 2)
+    assert sorted(sum(halves, [])) == sorted(map(str, Path(unit).glob("test_*.py"))) and 0 <= len(halves[0]) - len(halves[1]) <= 1
+    assert _main._shared_out([unit], 1) == [[unit]] and _main._shared_out([here], 2) == [[here]] and _main._shared_out([unit, host], 2) == [[unit, host]]
 
 
 def test_scripts_need_nothing_but_python():
