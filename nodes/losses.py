@@ -9,7 +9,7 @@ from ._define import Input, NodeDef, Output, category, input_of
 
 TYPE = "LODESTAR_LOSS"
 SERVES = "LodestarUniversalGuidance"
-MODULES = ("wavelet", "edges", "spectrum", "smooth", "colour", "shape")
+MODULES = ("wavelet", "edges", "spectrum", "smooth", "colour", "shape", "qr")
 _COMMON = {f.name for f in dataclasses.fields(PictureLoss)}
 
 

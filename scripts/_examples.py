@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import pkgutil
+
 from ._graph import Graph
 
 PROMPT, OTHER = "a small blue square above a yellow triangle", "a large red circle"
@@ -137,9 +141,10 @@ OWN = {
 
 def all_graphs(definitions, slug):
     """{file stem: Graph}; nodes that are part of another one's method are in its example, or have one of their own."""
-    from . import _examples_correspondence, _examples_energy, _examples_inverse, _examples_loss, _examples_reading, _examples_regions, _examples_sharing, _examples_weights
-    graphs, own = {}, OWN | _examples_reading.OWN | _examples_regions.OWN | _examples_sharing.OWN | _examples_correspondence.OWN | _examples_weights.OWN | _examples_energy.OWN
-    own |= _examples_inverse.OWN | _examples_loss.OWN
+    graphs, own = {}, dict(OWN)
+    for info in pkgutil.iter_modules([os.path.dirname(__file__)]):
+        if info.name.startswith("_examples_"):
+            own |= importlib.import_module(f".{info.name}", __package__).OWN
     for node_id, definition in definitions.items():
         if not definition.part_of or node_id in own:
             name = slug(definition.title)
