@@ -1,4 +1,4 @@
-"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`, `./scripts/bench exactness`."""
+"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`, `./scripts/bench exactness`, `./scripts/bench codes`."""
 from __future__ import annotations
 
 import argparse
@@ -45,9 +45,11 @@ def parser():
     x = sub.add_parser("exactness", help="errors of the measurement solvers against closed-form posteriors", description="Writes docs/effects/exactness.json and exactness.md.")
     x.add_argument("--steps", type=_count(2), default=200, help="sampler steps (default 200)")
     x.add_argument("--samples", type=_count(10), default=1000, help="samples of each solver (default 1000)")
-    for s in (e, c):
+    q = sub.add_parser("codes", help="how well pictures refined towards a QR code are read", description="Writes docs/effects/codes.json and codes.md.")
+    q.add_argument("--pictures", type=_count(2), default=24, help="pictures (default 24)")
+    for s in (e, c, q):
         s.add_argument("--batch", type=_count(1), default=16 if s is e else 4, help="pictures per batch")
-    for s in (e, c, r, x):
+    for s in (e, c, r, x, q):
         s.add_argument("--out", type=Path, default=EFFECTS, help=argparse.SUPPRESS)
         s.add_argument("--cpu", action="store_true", help="don't use a GPU")
         s.add_argument("--threads", type=_count(1), help="CPU threads of the network")
@@ -74,9 +76,9 @@ def main(argv=None):
             from .effects import Bench
             bench = Bench(args, version)
             bench.models() if args.methods == ["models"] else bench.methods(args.methods)
-        elif args.what == "readings":
-            from .readings import run
-            run(args, version)
+        elif args.what in ("readings", "codes"):
+            import importlib
+            importlib.import_module(f".{args.what}", __package__).run(args, version)
         else:
             from .costs import run
             run(args, version)
