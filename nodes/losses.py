@@ -2,23 +2,24 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
+import pkgutil
 
+from ..guidance import loss
 from ..guidance.loss.picture import PictureLoss
 from ._define import Input, NodeDef, Output, category, input_of
 
 TYPE = "LODESTAR_LOSS"
 SERVES = "LodestarUniversalGuidance"
-MODULES = ("wavelet", "edges", "spectrum", "smooth", "colour", "shape", "qr")
 _COMMON = {f.name for f in dataclasses.fields(PictureLoss)}
 
 
 def _classes():
-    """The losses of MODULES in order."""
-    import importlib
-    for name in MODULES:
-        module = importlib.import_module(f"..guidance.loss.{name}", __package__)
-        yield from (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, PictureLoss) and c.__module__ == module.__name__)
+    """The losses in guidance/loss that need nothing but a picture: one node each."""
+    for info in sorted(pkgutil.iter_modules(loss.__path__), key=lambda i: i.name):
+        module = importlib.import_module(f"{loss.__name__}.{info.name}")
+        yield from (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, PictureLoss) and c.__module__ == module.__name__ and c is not PictureLoss and not c.own_node)
 
 
 def _inputs(cls):
@@ -81,7 +82,7 @@ def _node(cls):
 
 def _together(a, b, how, weight_a, weight_b):
     from ..guidance.loss.base import LossMax, scaled
-    parts = [scaled(loss, w) for loss, w in ((a, weight_a), (b, weight_b))]
+    parts = [scaled(part, w) for part, w in ((a, weight_a), (b, weight_b))]
     return (parts[0] + parts[1] if how == "sum" else LossMax(tuple(parts)),)
 
 

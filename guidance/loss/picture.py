@@ -23,6 +23,7 @@ class PictureLoss(Loss):
 
     spaces: ClassVar[tuple] = SPACES
     pointwise: ClassVar[bool] = False      # whether its target has to have the size of what it is compared with
+    own_node: ClassVar[bool] = False      # whether its node is written by hand (it needs more than a picture); else nodes/losses.py makes one
 
     weight: float = param(1.0, "Factor of this loss, against others.", -1e6, 1e6, 0.01)
     mask: Any = socket("MASK", "Where the picture counts; everywhere without it.", optional=True)

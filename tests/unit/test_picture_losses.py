@@ -172,7 +172,7 @@ def test_sums_largest_windows_schedules_and_one_decoding():
 
 def test_every_loss_has_a_node_made_from_its_fields():
     found = list(_classes())
-    assert len(found) == 8
+    assert {WaveletTarget, EdgeTarget, TotalVariation} < set(found) and PictureLoss not in found
     for cls in found:
         node = _node(cls)
         names = [i.name for i in _inputs(cls)]
