@@ -1,12 +1,12 @@
 """What a thing's attention and features say of it: where it is, how large, its shape, its looks; and the terms that compare these with what is wanted."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .edits import AttentionEdit
 from .features import ResidualEdit
@@ -40,7 +40,7 @@ def looks(mask, features):
     return (s * features).sum((-2, -1)) / s.sum((-2, -1)).clamp(min=1e-8)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class PropertyTerm:
     """weight |property(words) - target|_1, the mean over the words' phrases and over frames.
 
@@ -133,7 +133,7 @@ class PropertyTerm:
 
 # Features in the graph
 
-@dataclass(frozen=True)
+@frozen
 class ResidualGraph(ResidualEdit):
     """Keeps what the residual blocks in front of a U-Net's chosen layers return, in the graph: step.maps[self] is {layer: [rows, channels, height, width]}."""
 
@@ -142,7 +142,7 @@ class ResidualGraph(ResidualEdit):
         return h
 
 
-@dataclass(frozen=True)
+@frozen
 class ValueGraph(AttentionEdit):
     """Keeps the values of self-attention as features, for networks without residual blocks: step.maps[self] is {layer: [rows, channels, (frames,) height, width]}."""
 

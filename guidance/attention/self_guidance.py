@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..gradients import NORMALISERS, enter, normalised
 from ..method import BadInput, Branch, Prompt, param, progress, socket
 from . import sharing
@@ -17,7 +17,7 @@ from .properties import feature_reader, gathered
 from .sources import NOISES
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SelfGuidance(MapSteer):
     """Moves, resizes and reshapes the things of a prompt, or gives them the looks of another picture's, by what the network's own attention and features say of them.
 
