@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import layout, references, stats
+from . import heads, layout, references, stats
 from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
@@ -48,6 +48,8 @@ class Measured:
             return stats.contrast(pictures) / self.mean_contrast
         if metric == "evaluations":
             return torch.tensor([self.evaluations[i] for i in self.main])
+        if metric == "rarity":
+            return heads.rarity(self.subject, self.latents[self.main])
         if metric == "ssim_before":
             return stats.ssim(pictures, self.subject.pictures(self.before)[self.main])
         if metric == "ssim":

@@ -1,10 +1,34 @@
 """What is measured for the losses that look inside the network or at the noisy state."""
+from .methods import EMPTY
 from .methods_regions import placed
-from .plan import Claim, Cost, Entry, use
+from .methods_sharing import against
+from .plan import FREE_METRICS, Claim, Comparison, Cost, Entry, Setup, use
 
+CLASSIFIER = "loss.classifier_guidance:ClassifierGuidance"
+DISCRIMINATOR = "loss.discriminator_guidance:DiscriminatorGuidance"
+MINORITY = "loss.minority:MinorityGuidance"
+RETURNS = "loss.return_guidance:ReturnGuidance"
 SELF = "attention.self_guidance:SelfGuidance"
 
+_ratio = dict(classifier="$backgrounds", label="$grounds")
+
+
+def _free(label, used, claims, *metrics):
+    """A method against the model without a prompt."""
+    return Comparison(Setup(f"{label}, no prompt", 1.0, (used,), prompts="empty"), EMPTY, claims, (*metrics, *(m for m in FREE_METRICS if m not in metrics)))
+
+
 ENTRIES = (
+    Entry("LodestarClassifierGuidance",
+          (against("styled", "Classifier Guidance to a background, scale 1", use(CLASSIFIER, **_ratio), (Claim("background", "higher"), Claim("accuracy", "not lower", 0.15)),
+                   ("background", "accuracy", "clipped", "evaluations")),),
+          (Cost("Classifier Guidance", methods=(use(CLASSIFIER, **_ratio),), limit=1.2),)),
+    Entry("LodestarDiscriminatorGuidance",
+          (_free("Discriminator Guidance, scale 1", use(DISCRIMINATOR, classifier="$discriminator", scale=1.0), (Claim("frechet", "lower"),)),)),
+    Entry("LodestarMinorityGuidance",
+          (_free("Minority Guidance, scale 4", use(MINORITY, classifier="$rarities", scale=4.0), (Claim("rarity", "higher"),), "rarity"),)),
+    Entry("LodestarReturnGuidance",
+          (_free("Return Guidance to contrast, eta 20", use(RETURNS, classifier="$contrasts", eta=20.0), (Claim("std_ratio", "higher"),)),)),
     Entry("LodestarSelfGuidance",
           (placed("Self-Guidance, position, scale 1", use(SELF, terms="$places", scale=1.0), (Claim("in_box", "higher"), Claim("iou", "higher"))),),
           (Cost("Self-Guidance, position", methods=(use(SELF, terms="$places", alternate_from=1.0),), heavy=False, peer=r"(?i)self.?guid"),)),

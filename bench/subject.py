@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import layout, references
+from . import heads, layout, references
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -154,6 +154,8 @@ class Subject:
             return layout.named_of(self, batch)
         if text == "$places":
             return layout.places_of(self, batch)
+        if text in heads.NAMES:
+            return heads.value(text, self, batch)
         if text == "$pair":
             from ..guidance.attention.prompt_to_prompt import Pair
             size = self.encode([""])[0][0].shape[1]

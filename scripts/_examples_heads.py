@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._examples import SEED, STEPS, Scene
+from ._examples import CFG, SEED, STEPS, Scene
 
 BOTH = "a red circle and a blue square"
 
@@ -21,6 +21,75 @@ def _moved(definitions, definition, name):
     return g
 
 
+
+def _many(scene, text, count=8, seed=SEED, cfg=CFG, title=None):
+    """A batch of latents of a prompt."""
+    g = scene.graph
+    positive = g.add("CLIPTextEncode", f"Prompt: {text or 'empty'}", text=text, clip=scene.clip)[0]
+    latent = g.add("EmptyLatentImage", width=128, height=128, batch_size=count)[0]
+    return g.add("KSampler", title, model=scene.model, seed=seed, steps=STEPS, cfg=cfg, sampler_name="euler", scheduler="normal", positive=positive, negative=scene.negative, latent_image=latent)[0]
+
+
+def _labelled(scene, *parts):
+    """Labelled Latents of (latents, label), one behind the other."""
+    wires = {}
+    for latent, label in parts:
+        wires = {"examples": scene.graph.add("LodestarLabelledLatents", latent=latent, labels=label, **wires)[0]}
+    return wires["examples"]
+
+
+def _both(scene, definition, name, classifier, cfg=CFG, **values):
+    """With the node and without it."""
+    model = scene.graph.add(definition.node_id, model=scene.model, classifier=classifier, **values)[0]
+    scene.save(scene.sample(model, cfg=cfg, title="With the node"), name, "With the node")
+    scene.save(scene.sample(cfg=cfg, title="Without it"), f"{name}_without", "Without it")
+    return scene.graph
+
+
+def _classified(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} The bundled classifier tells backgrounds; here white is wanted. Above with the node, below without.", prompt=BOTH)
+    return _both(scene, definition, name, scene.graph.add("LodestarLoadNoiseAwareClassifier")[0], label="0", scale=2.0)
+
+
+def _trained(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Here it learns red circles against blue ones from the model's own samples, and makes the circle of a prompt that names no colour blue. "
+                  "Above with Classifier Guidance, below without.", prompt="a large circle")
+    g = scene.graph
+    examples = _labelled(scene, (_many(scene, "a large red circle"), "0"), (_many(scene, "a large blue circle"), "1"))
+    classifier = g.add(definition.node_id, model=scene.model, examples=examples, steps=120, batch=16)[0]
+    return _both(scene, definitions["LodestarClassifierGuidance"], name, classifier, label="1", scale=4.0, cfg=1.0)
+
+
+def _rare(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Sixteen samples are scored, cut into three levels and learned, which is few: take hundreds. Above with the node, below without.", prompt="")
+    g = scene.graph
+    scores = g.add("LodestarMinorityScores", model=scene.model, positive=scene.positive, latent=_many(scene, "", 16, cfg=1.0), vae=scene.vae, samples=2)[0]
+    classifier = g.add("LodestarTrainNoiseAwareClassifier", model=scene.model, examples=scores, steps=120, bins=3, batch=16)[0]
+    return _both(scene, definition, name, classifier, cfg=1.0, scale=4.0)
+
+
+def _refined(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} For want of a data set, pictures that were sampled with CFG stand for real ones, and those without it are corrected. Above with the node, below without.", prompt=BOTH)
+    examples = _labelled(scene, (_many(scene, BOTH, cfg=1.0, title="The model's own"), "0"), (_many(scene, BOTH, seed=SEED + 1, title="Stand for real ones"), "1"))
+    classifier = scene.graph.add("LodestarTrainNoiseAwareClassifier", model=scene.model, examples=examples, steps=120, batch=16)[0]
+    return _both(scene, definition, name, classifier, cfg=1.0)
+
+
+def _returned(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Here dark pictures are worth more. Above with the node, below without.", prompt=BOTH)
+    g = scene.graph
+    black = g.add("MaskToImage", mask=g.add("SolidMask", "Black", value=0.0, width=128, height=128)[0])[0]
+    loss = g.add("LodestarTargetImageLoss", model=scene.model, image=black, vae=scene.vae)[0]
+    examples = g.add("LodestarScoreLatentsByLoss", model=scene.model, latent=_many(scene, BOTH, 16), loss=loss)[0]
+    classifier = g.add("LodestarTrainNoiseAwareClassifier", model=scene.model, examples=examples, steps=120, bins=4, batch=16)[0]
+    return _both(scene, definition, name, classifier, scale=3.0)
+
+
 OWN = {
     "LodestarSelfGuidance": _moved,
+    "LodestarClassifierGuidance": _classified,
+    "LodestarTrainNoiseAwareClassifier": _trained,
+    "LodestarMinorityGuidance": _rare,
+    "LodestarDiscriminatorGuidance": _refined,
+    "LodestarReturnGuidance": _returned,
 }

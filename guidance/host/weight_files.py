@@ -42,3 +42,18 @@ def load(node, field, name, folder=OWN):
         return load_file(path)
     except Exception as error:
         raise BadInput(node, field, name, f"It is not a complete safetensors file ({error}). Files of other formats have to be converted.") from error
+
+
+def save(node, field, prefix, tensors, metadata):
+    """Writes tensors as safetensors into the host's output folder under a number of their own; the path. BadInput for a prefix that leaves the folder."""
+    from safetensors.torch import save_file
+    folders = _folders()
+    base = os.path.abspath(folders.get_output_directory())
+    stem = os.path.abspath(os.path.join(base, prefix))
+    if not prefix.strip() or os.path.commonpath((base, stem)) != base or stem == base:
+        raise BadInput(node, field, prefix, "Name a file, with folders of the output folder before it if you like: lodestar/classifier.")
+    os.makedirs(os.path.dirname(stem), exist_ok=True)
+    number = next(n for n in range(1, 100000) if not os.path.exists(f"{stem}_{n:05}.safetensors"))
+    path = f"{stem}_{number:05}.safetensors"
+    save_file(tensors, path, metadata)
+    return path

@@ -89,6 +89,14 @@ class Bench:
         self.plain = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(TEXT))
         return {"clip": self.clip, "text": TEXT}
 
+    def classifier(self):
+        """A classifier of noisy latents with random weights, for the specimen's channels."""
+        from ...guidance.training.predictor import NoisyClassifier, Predictor, settled
+        with torch.inference_mode(False), torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = settled(NoisyClassifier(self.latent["samples"].shape[1], 2, 8))
+            return Predictor((network,), torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
+
     def loss(self, model):
         return self.node("LodestarTargetImageLoss", model=model, latent=self.latent)[0]
 
@@ -100,12 +108,14 @@ GIVEN = {
     "LodestarAttentionEntropyScaling": lambda b, m: {**WHOLE, "train_width": 32, "train_height": 32},
     "LodestarBlurGuidance": lambda b, m: WHOLE,
     "LodestarBoxDiff": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
+    "LodestarClassifierGuidance": lambda b, m: {**WHOLE, "classifier": b.classifier(), "scale": 20.0},
     "LodestarCorrFill": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarCtrlX": lambda b, m: {"structure": b.latent, "appearance": latent_of(b.specimen, 5), "structure_end": 1.0, "appearance_end": 1.0},
     "LodestarDecoupledPrompt": lambda b, m: {**WHOLE, "second": b.other},
     "LodestarDenseDiffusion": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarDepthGuidedInjection": lambda b, m: {**WHOLE, "reference": b.latent, "reference_prompt": b.other},
     "LodestarDirectedDiffusion": lambda b, m: {**b.regions(), "steps": 1.0},
+    "LodestarDiscriminatorGuidance": lambda b, m: {**WHOLE, "classifier": b.classifier(), "scale": 20.0},
     "LodestarDraftAttention": lambda b, m: {**WHOLE, "least_tokens": 0, "pool_height": 1, "pool_width": 2},
     "LodestarEasyControl": lambda b, m: {**WHOLE, "condition": b.latent},
     "LodestarFeatureCorrespondenceGuidance": lambda b, m: {**WHOLE, "reference": b.latent, "warp": b.node("LodestarViewWarp", width=64, height=64)[0], "normalise": "unit rms", "scale": 1.0},
@@ -113,6 +123,7 @@ GIVEN = {
     "LodestarGlyphAdaptiveAttention": lambda b, m: {**WHOLE, "recogniser": Legible(), "vae": Vae(), "text": "ab", "reference": b.latent, "every": 1},
     "LodestarLayoutGuidance": lambda b, m: {**WHOLE, **b.regions(), "scale": 300.0, "threshold": 0.0, "iterations": 1},
     "LodestarMaskedSubjectAttention": lambda b, m: {**WHOLE, **b.subjects()},
+    "LodestarMinorityGuidance": lambda b, m: {**WHOLE, "classifier": b.classifier(), "scale": 20.0},
     "LodestarMutualSelfAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarNegativeAwaySteerAttention": lambda b, m: {**WHOLE, "negative": b.other},
     "LodestarNormalizedAttentionGuidance": lambda b, m: {**WHOLE, "negative": b.other},
@@ -121,6 +132,7 @@ GIVEN = {
     "LodestarPromptToPrompt": lambda b, m: {"clip": b.clip, "latent": b.latent, "source": TEXT, "target": "red ball, green cube", "mode": "replace"},
     "LodestarReferenceAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarRegionalPrompts": lambda b, m: {**WHOLE, **b.regions()},
+    "LodestarReturnGuidance": lambda b, m: {**WHOLE, "classifier": b.classifier(), "scale": 20.0},
     "LodestarScribbleGuidance": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
     "LodestarSelfAttentionGuidance": lambda b, m: WHOLE,
     "LodestarSelfGuidance": lambda b, m: {**WHOLE, "terms": b.node("LodestarSelfGuidanceTerm", **b.words(), y=0.9)[0], "alternate_from": 1.0},

@@ -1,0 +1,72 @@
+"""Small networks for the bench: classifiers of noisy latents, trained on a bundled model's own samples; and how rare pictures are under it."""
+from __future__ import annotations
+
+import torch
+
+from ..demo.scenes import BACKGROUNDS
+from ..demo.weights_file import read
+from . import references
+
+SAMPLES, STEPS, TRAINING, SEED = 96, 12, 200, 50_002     # of the model without a prompt; no seed of the training
+NAMES = ("$backgrounds", "$grounds", "$discriminator", "$contrasts", "$rarities")
+
+
+def value(text, subject, batch):
+    """What NAMES stand for: the bundled classifier and the labels of the wanted backgrounds; classifiers of made or rendered latents, of levels of contrast, of levels of rarity."""
+    if text == "$grounds":
+        return ", ".join(str(tuple(BACKGROUNDS).index(references.reference_of(c, True).background)) for c in batch)
+    kept = vars(subject).setdefault("small_networks", {})
+    if text not in kept:
+        kept[text] = _backgrounds() if text == "$backgrounds" else _trained(text, subject)
+    return kept[text]
+
+
+def _backgrounds():
+    from ..guidance.training.predictor import parse
+    return parse(read("noisy_backgrounds"))
+
+
+def made(subject):
+    """SAMPLES latents that the model makes without a prompt, once."""
+    kept = vars(subject).setdefault("small_networks", {})
+    if "made" not in kept:
+        import comfy.samplers
+        parts = []
+        for i in range(0, SAMPLES, 32):
+            noise = torch.randn(32, 16, 16, 16, generator=torch.Generator().manual_seed(SEED + i))
+            with torch.inference_mode():
+                guider = comfy.samplers.CFGGuider(subject.model)
+                guider.set_conds(subject.encode([""]), subject.encode([""]))
+                guider.set_cfg(1.0)
+                parts.append(guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), subject.sigmas(STEPS), disable_pbar=True, seed=0).float().cpu().clone())
+        kept["made"] = torch.cat(parts)
+    return kept["made"]
+
+
+def _trained(text, subject):
+    import random
+
+    from ..demo.scenes import random_scene
+    from ..guidance.host.examples import train
+    from ..guidance.training.classifier import Examples, TrainNoiseAwareClassifier
+    from .stats import contrast
+    own = made(subject)
+    if text == "$discriminator":
+        rng = random.Random(SEED)
+        real = subject.rendered([random_scene(rng) for _ in range(4 * SAMPLES)])
+        examples, bins = Examples(((own, torch.zeros(len(own))), (real, torch.ones(len(real))))), 0
+    else:
+        scores = contrast(subject.pictures(own)) if text == "$contrasts" else rarity(subject, own)
+        examples, bins = Examples(((own, scores),)), 4
+    return train(TrainNoiseAwareClassifier(examples=examples, bins=bins, steps=TRAINING, batch=24, width=32).validate(), subject.model)[0]
+
+
+def rarity(subject, latents):
+    """Minority scores [n] of latents under the model without a prompt: of their pictures, three noises at 0.6 of the schedule."""
+    from ..guidance.host.probe import probe
+    from ..guidance.loss.minority import minority_scores
+
+    def work(p):
+        return minority_scores(p.x0, lambda x, sigma: p.each(x, sigma, ["positive"])[0].float(), p.sigma(0.6), p.flow, 3, 0, view=lambda z: subject.pictures(z).clamp(0, 1)).cpu()
+    with torch.inference_mode():
+        return probe(subject.model, {"positive": subject.encode([""])}, {"samples": latents}, work).clone()
