@@ -22,7 +22,7 @@ def _moved(definitions, definition, name):
 
 
 
-def _many(scene, text, count=8, seed=SEED, cfg=CFG, title=None):
+def _many(scene, text, count=6, seed=SEED, cfg=CFG, title=None):
     """A batch of latents of a prompt."""
     g = scene.graph
     positive = g.add("CLIPTextEncode", f"Prompt: {text or 'empty'}", text=text, clip=scene.clip)[0]
@@ -56,22 +56,23 @@ def _trained(definitions, definition, name):
                   "Above with Classifier Guidance, below without.", prompt="a large circle")
     g = scene.graph
     examples = _labelled(scene, (_many(scene, "a large red circle"), "0"), (_many(scene, "a large blue circle"), "1"))
-    classifier = g.add(definition.node_id, model=scene.model, examples=examples, steps=120, batch=16)[0]
+    classifier = g.add(definition.node_id, model=scene.model, examples=examples, steps=80, batch=12)[0]
+    g.add("LodestarSaveNoiseAwareClassifier", classifier=classifier, prefix="lodestar/red_or_blue")
     return _both(scene, definitions["LodestarClassifierGuidance"], name, classifier, label="1", scale=4.0, cfg=1.0)
 
 
 def _rare(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: {definition.description} Sixteen samples are scored, cut into three levels and learned, which is few: take hundreds. Above with the node, below without.", prompt="")
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Twelve samples are scored, cut into three levels and learned, which is few: take hundreds. Above with the node, below without.", prompt="")
     g = scene.graph
-    scores = g.add("LodestarMinorityScores", model=scene.model, positive=scene.positive, latent=_many(scene, "", 16, cfg=1.0), vae=scene.vae, samples=2)[0]
-    classifier = g.add("LodestarTrainNoiseAwareClassifier", model=scene.model, examples=scores, steps=120, bins=3, batch=16)[0]
+    scores = g.add("LodestarMinorityScores", model=scene.model, positive=scene.positive, latent=_many(scene, "", 12, cfg=1.0), vae=scene.vae, samples=1)[0]
+    classifier = g.add("LodestarTrainNoiseAwareClassifier", model=scene.model, examples=scores, steps=80, bins=3, batch=12)[0]
     return _both(scene, definition, name, classifier, cfg=1.0, scale=4.0)
 
 
 def _refined(definitions, definition, name):
     scene = Scene(definitions, f"{definition.title}: {definition.description} For want of a data set, pictures that were sampled with CFG stand for real ones, and those without it are corrected. Above with the node, below without.", prompt=BOTH)
     examples = _labelled(scene, (_many(scene, BOTH, cfg=1.0, title="The model's own"), "0"), (_many(scene, BOTH, seed=SEED + 1, title="Stand for real ones"), "1"))
-    classifier = scene.graph.add("LodestarTrainNoiseAwareClassifier", model=scene.model, examples=examples, steps=120, batch=16)[0]
+    classifier = scene.graph.add("LodestarTrainNoiseAwareClassifier", model=scene.model, examples=examples, steps=80, batch=12)[0]
     return _both(scene, definition, name, classifier, cfg=1.0)
 
 
@@ -80,8 +81,8 @@ def _returned(definitions, definition, name):
     g = scene.graph
     black = g.add("MaskToImage", mask=g.add("SolidMask", "Black", value=0.0, width=128, height=128)[0])[0]
     loss = g.add("LodestarTargetImageLoss", model=scene.model, image=black, vae=scene.vae)[0]
-    examples = g.add("LodestarScoreLatentsByLoss", model=scene.model, latent=_many(scene, BOTH, 16), loss=loss)[0]
-    classifier = g.add("LodestarTrainNoiseAwareClassifier", model=scene.model, examples=examples, steps=120, bins=4, batch=16)[0]
+    examples = g.add("LodestarScoreLatentsByLoss", model=scene.model, latent=_many(scene, BOTH, 12), loss=loss)[0]
+    classifier = g.add("LodestarTrainNoiseAwareClassifier", model=scene.model, examples=examples, steps=80, bins=4, batch=12)[0]
     return _both(scene, definition, name, classifier, scale=3.0)
 
 
