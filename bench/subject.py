@@ -158,6 +158,8 @@ class Subject:
             return layout.named_of(self, batch)
         if text == "$relation":
             return distilled.relation_words(self, batch)
+        if text == "$places":
+            return layout.places_of(self, batch)
         if text == "$pair":
             from ..guidance.attention.prompt_to_prompt import Pair
             size = self.encode([""])[0][0].shape[1]
