@@ -1,9 +1,9 @@
 """Spatially-aware attention (ComboVerse): words that say where things are get a larger part of the attention."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import Edit, param, socket, window
 from .dense import picture_part
 from .matrix import MatrixEdit
@@ -12,7 +12,7 @@ from .regions import columns
 _start, _end = window("the words are amplified")
 
 
-@dataclass(frozen=True)
+@frozen
 class AmplifiedWords(MatrixEdit):
     """The edit of attention to the text."""
 
@@ -44,7 +44,7 @@ class AmplifiedWords(MatrixEdit):
         return out
 
 
-@dataclass(frozen=True)
+@frozen
 class SpatialWordAttention(Edit):
     """Makes a model heed the words that say where things are, such as "left of", "on", "riding": their attention maps are multiplied.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..inverse import levels
 from ..method import BadInput, Method, param, socket
 
@@ -82,7 +83,7 @@ class Pull:
     picture: Any = None
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ScoreGuidance(Method):
     """Base of the guidances: `pull(moment)`."""
 

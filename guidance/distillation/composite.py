@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import param
 from .distil import Distiller
 
@@ -80,7 +80,7 @@ class CompositeCanvas:
                  "tone": [float(t) for t in toned(torch.linspace(0, 1, KNOTS).view(1, 1, 1, -1), v["tone"][i:i + 1]).flatten()]} for i in range(len(self.ground))]
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class CompositeDistillation(Distiller):
     """Sets an object into a picture: its place, size, rotation, colour and tone are optimised under a distillation guidance, and nothing else of the picture.
 

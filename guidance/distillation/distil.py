@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..gradients import LOSS_SCALE, plain_context
 from ..loss.base import LossContext
 from ..method import BadInput, Method, param, socket
@@ -76,7 +76,7 @@ def clipped(g, largest):
     return g * (largest / g.abs().amax(1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0) if largest else g
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Distiller(Method):
     """Base of the optimisations."""
 
@@ -157,7 +157,7 @@ class Distiller(Method):
         return [clipped(g, self.clip) if g.ndim > 2 else g for g in found]
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ScoreDistillation(Distiller):
     """Optimises a latent under a distillation guidance: iterations of gradient descent in place of a sampling run, from any start, with any loss of this pack beside.
 
@@ -178,7 +178,7 @@ class ScoreDistillation(Distiller):
     aliases = ("SDS", "distil", "optimise latent", "DreamFusion")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class DistilPictures(Distiller):
     """Optimises pictures themselves, pixel by pixel, under a distillation guidance: as Score Distillation, with the gradient brought back through the VAE's encoder.
 

@@ -1,16 +1,16 @@
 """Denoised Score Distillation (PaintHuman)."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import param, socket
 from .base import Pull, ScoreGuidance
 
 PAIRS = ("previous picture", "this picture")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class DenoisedScoreDistillation(ScoreGuidance):
     """Denoised Score Distillation: from SDS's gradient that of a bad picture with a bad prompt is taken off, so that what both have in common, noise and smoothing, cancels.
 

@@ -1,14 +1,13 @@
 """HiFA: the distilled picture is drawn to a picture that was denoised in several steps."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..frozen import frozen
 from ..inverse import levels
 from ..method import BadInput, param
 from .base import COURSES, ISM, WEIGHTS, Pull, ScoreGuidance
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class HiFAGuidance(ScoreGuidance):
     """HiFA: the noised picture is denoised in several steps, and compared with the result both as latent and as picture, at noise levels that fall with the square root.
 

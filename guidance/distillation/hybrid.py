@@ -1,13 +1,13 @@
 """Several guidances together: ControlNet and plain (MVControl), pictures and video (Dream-in-4D), personalised and plain model (DiPIR)."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import BadInput, Method, param, socket
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class HybridDistillation(Method):
     """Two distillation guidances together, each with its own model, prompts and levels; the gradient is their weighted sum.
 

@@ -1,18 +1,18 @@
 """Interval Score Matching (LucidDreamer), the base of Trajectory Score Matching."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from .base import ISM, WEIGHTS, Pull, ScoreGuidance, drawn, weight
 
 OFFSET = 0.1      # of the noise that a whole channel of an entry gets beside its own
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class IntervalScoreMatching(ScoreGuidance):
     """Interval Score Matching: the picture is inverted to a noise level instead of noised at random, and moved by what the prompt makes of the last interval of that way.
 

@@ -1,13 +1,12 @@
 """Score Distillation Sampling."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..frozen import frozen
 from ..method import param
 from .base import Pull, ScoreGuidance
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SDSGuidance(ScoreGuidance):
     """Score Distillation Sampling: the picture is noised, and moved to where the model's prediction of the noise differs from the noise that was added.
 

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from ..frozen import frozen
 from ..method import param
 from .ism import IntervalScoreMatching
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class TrajectoryScoreMatching(IntervalScoreMatching):
     """Trajectory Score Matching: Interval Score Matching whose comparison comes from the same way up, nearer to the end of the interval, so that the inversion's errors cancel better.
 

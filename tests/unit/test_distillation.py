@@ -15,6 +15,7 @@ from lodestar.guidance.distillation.hybrid import HybridDistillation as Hybrid
 from lodestar.guidance.distillation.ism import IntervalScoreMatching as Interval
 from lodestar.guidance.distillation.sds import SDSGuidance
 from lodestar.guidance.distillation.tsm import TrajectoryScoreMatching as Trajectory
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.loss.base import Loss
 from lodestar.guidance.method import BadInput
 from lodestar.tests.toys import gaussian, mixture
@@ -357,7 +358,7 @@ def test_an_image_model_sees_the_frames_of_a_video():
     assert (canvas.z - 0.5).abs().mean() < 0.15
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class To(Loss):
     """Mean squared distance to a number."""
 
