@@ -21,7 +21,9 @@ def _free(label, used, claims, *metrics):
 ENTRIES = (
     Entry("LodestarClassifierGuidance",
           (against("styled", "Classifier Guidance to a background, scale 1", use(CLASSIFIER, **_ratio), (Claim("background", "higher"), Claim("accuracy", "not lower", 0.15)),
-                   ("background", "accuracy", "clipped", "evaluations")),),
+                   ("background", "accuracy", "clipped", "evaluations")),
+           against("styled", "Classifier Guidance to a background, scale 5", use(CLASSIFIER, scale=5.0, **_ratio), (Claim("background", "higher"), Claim("accuracy", "not lower", 0.15)),
+                   ("background", "accuracy", "clipped", "evaluations"), "scale 5")),
           (Cost("Classifier Guidance", methods=(use(CLASSIFIER, **_ratio),), limit=1.2),)),
     Entry("LodestarDiscriminatorGuidance",
           (_free("Discriminator Guidance, scale 1", use(DISCRIMINATOR, classifier="$discriminator", scale=1.0), (Claim("frechet", "lower"),)),)),
