@@ -9,6 +9,7 @@ import torch
 
 from ..method import progress
 
+VALUES_ONLY = "This loss gives values only; use a sampler that needs no gradient: Particle Steering, SVDD Sampler, Free2Guide."
 SCHEDULES = ("constant", "rising", "falling", "cosine", "noise")
 
 
