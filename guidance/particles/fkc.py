@@ -55,7 +55,7 @@ class FeynmanKacCorrector(ParticleSolver):
 
     Paper: Skreta et al., "Feynman-Kac Correctors in Diffusion: Annealing, Guidance, and Product of Experts", arXiv 2503.02819.
 
-        p = ( p_negative^(1 - guidance) p_positive^guidance p_second^second_power )^power              exponents b_i
+        p = ( p_negative^(1 - guidance) p_positive^guidance p_second^second_power )^power              exponents b_i; composed: p_negative^(1 - guidance - second_power)
         n_i = (x - a D_i) / s      N = sum_i b_i n_i      D = (x - s N) / a      x' = DDIM_eta(x, D)
         log w += 1/2 (|N|^2 - sum_i b_i |n_i|^2) over log(s^2 / a^2), by the trapezoid rule
         guidance alone: 1/2 guidance (guidance - 1) |n_positive - n_negative|^2;  power: 1/2 power (power - 1) |n|^2;  a product: n_1 . n_2
@@ -68,7 +68,7 @@ class FeynmanKacCorrector(ParticleSolver):
     `guidance` stands in for the cfg of the node that samples. `limit`: each step's change of a log weight, less the particles' mean, is cut to this: the released code has 1. Exact is 0, but pictures have so
     many values that their weights differ by hundreds and one particle takes all. The release takes the left end of each step, and resamples at every step.
     Defaults: guidance 2 (theirs 1.2 to 2.9), 4 particles, eta 1, limit 1. The exact statement holds for many particles and small steps. Powers other than 1 have large weights from the first noise on:
-    they suit small problems. Which picture of the survivors is handed on (`give`) is drawn by weight; "best" is the one with the largest weight.
+    they suit small problems, and so do products, whose exponents sum to 2; `composed` ones sum to 1. Which picture of the survivors is handed on (`give`) is drawn by weight; "best" is the one with the largest weight.
     Cost: particles times the predictions of positive, negative and second.
     """
 
@@ -83,6 +83,7 @@ class FeynmanKacCorrector(ParticleSolver):
     guidance: float = param(2.0, "Exponent of the positive prompt; the negative prompt has 1 - guidance. Used instead of cfg; 1: no negative prompt.", 0.0, 100.0, 0.05)
     power: float = param(1.0, "Exponent of the whole: above 1 sharper, below 1 flatter.", 0.01, 100.0, 0.05)
     second_power: float = param(1.0, "Exponent of the second prompt or model, where one is connected.", -10.0, 10.0, 0.05)
+    composed: bool = param(False, "The negative prompt is divided out for the second prompt too, so that the exponents sum to `power`: both prompts in one picture, rather than pictures that suit both.")
     particles: int = param(4, "Particles of each picture; 1 is the usual guidance, without weights.", 1, 4096, 1)
     resample_below: float = param(0.5, "Particles are drawn anew when their effective number is not above this share of them; 1: at every step.", 0.0, 1.0, 0.01)
     limit: float = param(1.0, "Largest change of a log weight in a step, less the particles' mean; 0: no limit.", 0.0, 1e6, 0.1)
@@ -94,7 +95,8 @@ class FeynmanKacCorrector(ParticleSolver):
     @property
     def exponents(self):
         """{prediction: exponent}, those that are not 0."""
-        found = {"positive": self.guidance, "negative": 1 - self.guidance, "second": self.second_power if self.second is not None or self.second_model is not None else 0.0}
+        second = self.second_power if self.second is not None or self.second_model is not None else 0.0
+        found = {"positive": self.guidance, "negative": 1 - self.guidance - (second if self.composed else 0.0), "second": second}
         return {name: self.power * b for name, b in found.items() if b}
 
     def validate(self):

@@ -24,12 +24,13 @@ def columns(record):
 
 
 def plot(record, size=(430, 240)):
-    """The sheet as a PIL image: effective numbers, descendants, losses."""
+    """The sheet as a PIL image: effective numbers and descendants where particles were weighed, losses where there were any."""
     rows = columns(record)
     named = lambda name: tuple(f"{name} {b + 1}" for b in range(SHOWN))
-    charts = [chart(rows, "effective number of particles", named("effective"), size), chart(rows, "first particles with descendants", named("descendants"), size),
-              chart(rows, "loss: best", named("best"), size), chart(rows, "loss: mean", named("mean"), size)]
-    sheet = Image.new("RGB", (2 * size[0], 2 * size[1]), (255, 255, 255))
+    wanted = [(title, named(name)) for title, name in (("effective number of particles", "effective"), ("first particles with descendants", "descendants"), ("loss: best", "best"), ("loss: mean", "mean"))]
+    wanted = [(title, names) for title, names in wanted if not rows or any(n in line for line in rows for n in names)]
+    charts = [chart(rows, title, names, size) for title, names in wanted]
+    sheet = Image.new("RGB", (2 * size[0], (len(charts) + 1) // 2 * size[1]), (255, 255, 255))
     for i, c in enumerate(charts):
         sheet.paste(c, (i % 2 * size[0], i // 2 * size[1]))
     return sheet

@@ -39,10 +39,10 @@ class Choices:
 
 
 def systematic(weights, u):
-    """[count] indices of particles with weights [count] (any sum): each comes floor or ceil of count times its share; u in [0, 1). Equal weights keep everybody in place."""
+    """[count, batch] indices of particles with weights [count, batch] (any sum): each comes floor or ceil of count times its share; u [batch] in [0, 1). Equal weights keep everybody in place."""
     count = len(weights)
-    edges = weights.double().cumsum(0) / weights.double().sum()
-    return torch.searchsorted(edges, (torch.arange(count, dtype=torch.float64) + u) / count, right=True).clamp(max=count - 1)
+    edges = (weights.double().cumsum(0) / weights.double().sum(0)).T.contiguous()
+    return torch.searchsorted(edges, ((torch.arange(count, dtype=torch.float64) + u[:, None]) / count).contiguous(), right=True).clamp(max=count - 1).T
 
 
 def effective(logs):
@@ -156,9 +156,7 @@ class Swarm:
 
     def resampled(self, logs):
         """(ancestors [count, batch]) by systematic resampling of each entry's log weights [count, batch]."""
-        u = self.choices.uniform()
-        weights = logs.double().softmax(0)
-        return torch.stack([systematic(weights[:, b], float(u[b])) for b in range(self.batch)], 1)
+        return systematic(logs.double().softmax(0), self.choices.uniform())
 
     def entries(self, x):
         """Rows of all particles, those of the first entry first."""

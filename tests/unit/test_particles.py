@@ -77,17 +77,18 @@ def ancestral(x, sigmas, model, flow, seed=0, eta=1.0, draw=None):
 # layout, noise, weights
 
 def test_systematic_resampling_keeps_equal_weights_in_place_and_counts_shares():
-    for u in (0.0, 0.3, 0.999):
-        assert torch.equal(systematic(torch.ones(7), u), torch.arange(7))
+    at = lambda *u: torch.tensor(u, dtype=torch.float64)
+    assert torch.equal(systematic(torch.ones(7, 3), at(0.0, 0.3, 0.999)), torch.arange(7)[:, None].expand(7, 3))
+    u = torch.linspace(0.005, 0.995, 100, dtype=torch.float64)
     w = torch.tensor([0.5, 0.25, 0.125, 0.125])
-    for u in torch.linspace(0, 0.99, 23).tolist():
-        counts = torch.bincount(systematic(w, u), minlength=4)
-        assert bool((counts >= (4 * w).floor()).all() and (counts <= (4 * w).ceil()).all())
-    u = torch.linspace(0.005, 0.995, 100).tolist()
-    mean = torch.stack([torch.bincount(systematic(torch.tensor([0.1, 0.6, 0.3]), v), minlength=3) for v in u]).double().mean(0)
-    torch.testing.assert_close(mean, torch.tensor([0.3, 1.8, 0.9], dtype=torch.float64), atol=2e-2, rtol=0)
+    counts = torch.stack([torch.bincount(line, minlength=4) for line in systematic(w[:, None].expand(4, 100), u).T])
+    assert bool((counts >= (4 * w).floor()).all() and (counts <= (4 * w).ceil()).all())
+    mean = torch.stack([torch.bincount(line, minlength=3) for line in systematic(torch.tensor([[0.1], [0.6], [0.3]]).expand(3, 100), u).T]).double().mean(0)
+    torch.testing.assert_close(mean, at(0.3, 1.8, 0.9), atol=2e-2, rtol=0)
+    both = systematic(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), at(0.5, 0.5))      # each entry by its own weights
+    assert both.tolist() == [[0, 1], [0, 1]]
     assert effective(torch.zeros(5, 2)).tolist() == pytest.approx([5, 5]) and effective(torch.tensor([[0.0], [-1e30]])).tolist() == [1.0]
-    picks = torch.stack([drawn(torch.log(torch.tensor([[0.2, 1.0], [0.8, 0.0]])), torch.tensor([v, v], dtype=torch.float64)) for v in u])
+    picks = torch.stack([drawn(torch.log(torch.tensor([[0.2, 1.0], [0.8, 0.0]])), torch.stack([v, v])) for v in u])
     assert float((picks[:, 0] == 1).double().mean()) == pytest.approx(0.8, abs=0.02) and bool((picks[:, 1] == 0).all())
 
 
@@ -415,6 +416,8 @@ def test_corrector_samples_the_power_and_the_quotient_where_cfg_does_not(flow):
 
 @pytest.mark.method(FeynmanKacCorrector.node_id)
 def test_exponents_that_are_no_distribution_are_refused():
+    both = FeynmanKacCorrector(second="a prompt", guidance=3.0, second_power=2.0, composed=True).validate().exponents
+    assert both == {"positive": 3.0, "negative": -4.0, "second": 2.0}
     with pytest.raises(BadInput, match="second_power"):
         FeynmanKacCorrector(second="a prompt", second_power=-2.0).validate()
 
