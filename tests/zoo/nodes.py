@@ -97,12 +97,12 @@ class Bench:
 GIVEN = {
     "LodestarAdapterAttentionShaping": lambda b, m: WHOLE,      # there is no adapter: says so
     "LodestarAttendAndExcite": lambda b, m: {**WHOLE, **b.words(), "step_size": 200.0, "iterations": 1},
+    "LodestarSpatialWordAttention": lambda b, m: {**WHOLE, **b.words()},
     "LodestarAttentionEntropyScaling": lambda b, m: {**WHOLE, "train_width": 32, "train_height": 32},
     "LodestarBlurGuidance": lambda b, m: WHOLE,
     "LodestarBoxDiff": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
     "LodestarCorrFill": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarCtrlX": lambda b, m: {"structure": b.latent, "appearance": latent_of(b.specimen, 5), "structure_end": 1.0, "appearance_end": 1.0},
-    "LodestarMultiConditionalCFG": lambda b, m: {**WHOLE, "condition": b.other, "scale": 2.0},
     "LodestarDecoupledPrompt": lambda b, m: {**WHOLE, "second": b.other},
     "LodestarDenseDiffusion": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarDepthGuidedInjection": lambda b, m: {**WHOLE, "reference": b.latent, "reference_prompt": b.other},
@@ -124,6 +124,7 @@ GIVEN = {
     "LodestarRegionalPrompts": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarScribbleGuidance": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
     "LodestarSelfAttentionGuidance": lambda b, m: WHOLE,
+    "LodestarSelfGuidance": lambda b, m: {**WHOLE, "terms": b.node("LodestarSelfGuidanceTerm", **b.words(), y=0.9)[0], "alternate_from": 1.0},
     "LodestarSkipLayerGuidance": lambda b, m: WHOLE,
     "LodestarSlidingWindowGuidance": lambda b, m: WHOLE,
     "LodestarSmoothedEnergyGuidance": lambda b, m: WHOLE,
