@@ -81,7 +81,7 @@ def _readable(definitions, definition, name):
     modules = g.add("LodestarQRCodeLoss", model=scene.model, image=code, quiet_zone=2, vae=scene.vae)[0]
     reads = g.add(definition.node_id, model=scene.model, text="lodestar", vae=scene.vae)[0]
     loss = g.add("LodestarCombineLosses", a=reads, b=modules, weight_b=10.0)[0]
-    sigmas = g.add("BasicScheduler", model=scene.model, scheduler="normal", steps=10, denoise=0.5)[0]
+    sigmas = g.add("BasicScheduler", model=scene.model, scheduler="normal", steps=10, denoise=0.1)[0]
     noise = g.add("RandomNoise", noise_seed=SEED)[0]
     found = scene.custom(g.add("LodestarSVDDSampler", loss=loss, candidates=6)[0], sigmas, noise)
     picture = scene.decode(found)
