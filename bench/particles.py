@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..guidance.frozen import frozen
 from ..guidance.loss.base import Loss
 from ..guidance.particles.fkc import FeynmanKacCorrector
 from ..guidance.particles.steering import ParticleSteering
@@ -20,7 +20,7 @@ STEPS, RUNS, SAMPLES, MANY = 50, 100, 10_000, 100_000
 TOP, LOW, REFINED = 20.0, 0.02, (25, 50, 100, 200)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Direction(Loss):
     """-direction . x."""
 
@@ -31,7 +31,7 @@ class Direction(Loss):
         return -denoised.flatten(1) @ self.direction
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Near(Loss):
     """|x - place|^2."""
 

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param
 from .base import Loss
 from .picture import PictureLoss
@@ -21,7 +21,7 @@ def pixels(u, m):
     return [p.movedim(0, -1).numpy() for p in ((seen * m + 0.5 * (1 - m)) * 255).round().to(torch.uint8)]
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class JpegSize(PictureLoss):
     """How large the picture is as a JPEG file: led to smaller files it becomes plain, to larger ones rich in detail.
 
@@ -48,7 +48,7 @@ class JpegSize(PictureLoss):
         return u.new_tensor(found)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class QRReadable(PictureLoss):
     """Whether a QR reader reads the picture: 0 where it does, 1 where it does not.
 
@@ -70,7 +70,7 @@ class QRReadable(PictureLoss):
         return u.new_tensor([float(not t or bool(self.text) and t != self.text) for t in read(seen.movedim(1, -1), self.title)])
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ValuesOnly(Loss):
     """A loss whose gradient is not used."""
 

@@ -1,11 +1,11 @@
 """What the particle samplers share."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from ..frozen import frozen
 from ..inverse.solver import Solver, euler
 from ..loss.solvers.base import LossProblem
 from .swarm import drawn, effective
@@ -13,7 +13,7 @@ from .swarm import drawn, effective
 GIVES = ("best", "drawn", "all")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ParticleSolver(Solver):
     """Base of the samplers that work with particles: `swim(swarm, problem, callback)` gives the states at the last level."""
 

@@ -1,14 +1,13 @@
 """What the samplers share that try several next states and keep one."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from ..frozen import frozen
 from .base import ParticleSolver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class CandidateSolver(ParticleSolver):
     """At a guided step `candidates` next states are drawn, looked at one level further, and one is kept; its estimate is the next step's."""
 

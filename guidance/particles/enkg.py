@@ -1,11 +1,11 @@
 """Ensemble Kalman guidance: a measurement without gradients, by how an ensemble's pictures and their measurements vary together."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..inverse.problem import per_sample
 from ..method import param, socket
 from .base import ParticleSolver
@@ -33,7 +33,7 @@ def move(x, residual, scale):
     return (x.double() - scale / size * (c @ away)).to(x)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class EnsembleKalmanGuidance(ParticleSolver):
     """Restores a picture from a measurement whose operator need not have a gradient: an ensemble of particles tells how the measurement changes with the picture.
 

@@ -2,18 +2,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..inverse import levels
 from ..method import NEGATIVE, POSITIVE, BadInput, Branch, ModelRef, Prompt, Term, param, socket
 from .base import GIVES, ParticleSolver
 from .swarm import effective
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Ingredients(Term):
     """Takes the predictions that a corrector combines out of the engine; adds nothing to the model's own."""
 
@@ -49,7 +49,7 @@ def corrected(x, parts, exponents, s, a):
     return n, (n.square() - sum(b * noises[name].square() for name, b in exponents.items())) / 2
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class FeynmanKacCorrector(ParticleSolver):
     """Samples what guidance only imitates: the prompt's distribution over the negative's to a power, a sharper or flatter distribution, or the product of two prompts or two models.
 

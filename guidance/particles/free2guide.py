@@ -1,11 +1,11 @@
 """Free2Guide: the first steps are chosen by one or two losses, of a video's key frames."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from .candidates import CandidateSolver, least
 
@@ -33,7 +33,7 @@ def key_frames(z, count):
     return z.index_select(2, index).movedim(2, 1).flatten(0, 1)[:, :, None]
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Free2Guide(CandidateSolver):
     """Chooses the first noise and the first few steps among several, by one or two losses: what a video shows is decided there, at little cost.
 

@@ -1,11 +1,11 @@
 """FK steering: particles that are weighed by a loss, and the good ones multiplied."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket, window
 from .base import GIVES, ParticleSolver
 from .swarm import effective
@@ -14,7 +14,7 @@ POTENTIALS = ("difference", "max", "sum")
 _start, _end = window("particles are weighed")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ParticleSteering(ParticleSolver):
     """Samples several particles of each picture and multiplies, on the way, those that a loss likes: it needs values only, so anything that can be measured can steer.
 

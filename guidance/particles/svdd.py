@@ -1,9 +1,9 @@
 """SVDD: each step is chosen among several."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import param, socket, window
 from .candidates import CandidateSolver, least
 from .swarm import drawn
@@ -11,7 +11,7 @@ from .swarm import drawn
 _start, _end = window("steps are chosen")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SVDD(CandidateSolver):
     """At each step several next states are drawn, a loss looks at the picture that each leads to, and one goes on: steering by values alone, one particle at a time.
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.inverse import levels
 from lodestar.guidance.inverse.levels import noise_source
 from lodestar.guidance.inverse.operators import Quantisation, RandomProjection
@@ -28,7 +29,7 @@ from lodestar.tests.toys import levels as schedule
 FLOWS = pytest.mark.parametrize("flow", [False, True], ids=("k", "flow"))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Tilt(Loss):
     """-factor times the mean of a sample; `watched` is called with what it is asked about."""
 
@@ -199,7 +200,7 @@ def test_nothing_counts_outside_its_window_and_no_number_is_the_worst():
     run(method, model, x, sigmas, problem=problem, record=record)
     assert 1 < len(record.rows) < 8 and all(r["sigma"] <= percent_to_sigma()(0.5) for r in record.rows)
 
-    @dataclasses.dataclass(frozen=True, eq=False)
+    @frozen(eq=False)
     class Broken(Tilt):
         def value(self, denoised, context):
             found = super().value(denoised, context)
