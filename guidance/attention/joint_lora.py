@@ -66,6 +66,8 @@ class JointLora:
         if geometry.family != "unet":
             raise BadInput(node, "model", network, "The weights name the transformer blocks of U-Nets (SD1.5, SDXL), whose self-attention and text attention they change; none are published for "
                            "networks with joint attention. Use a U-Net.")
+        if geometry.temporal:
+            raise BadInput(node, "model", network, "Its batch holds the frames of a video, which cannot be pairs of streams. Use a model of pictures.")
         found = {}
         for stage in STAGES.values():
             layers, blocks = [x for x in geometry.layers if x.stage == stage], self.blocks.get(stage, ())

