@@ -13,9 +13,9 @@ There is no alpha: it equals the rank.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import BadInput
 
 PLACES = ("down_blocks", "mid_block", "up_blocks")
@@ -28,7 +28,7 @@ PARTS = ("q", "k", "v", "out")
 EXAMPLE = "mid_block.attentions.0.transformer_blocks.0.attn1n.to_q.lora_A.xy_lora.weight"
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Block:
     """One transformer block. cross: {"xy" or "yx": {part: (down, up)}} of the joint attention; own: {"attn1" or "attn2": {part: (down, up)}} of the condition's stream; post: [2 c, 2 c] or [c, c]."""
 
@@ -51,7 +51,7 @@ class Block:
         return Block(pairs(self.cross), pairs(self.own), move(self.post))
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class JointLora:
     """blocks: {stage: (Block, ...)} in order of execution; name: the file's, for messages. Compared by identity."""
 

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import POSITIVE, BadInput, Branch, Edit, Prompt, Term, param, socket
 from .edits import AttentionEdit
 from .joint_lora import JointLora
@@ -15,7 +16,7 @@ MODES = ("image from condition", "condition from image", "both", "noise levels")
 CANVAS = "Joint Latent"
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Placed:
     """The weights for a model's layers: {layer's name: joint_lora.Block}. Compared by identity."""
 
@@ -26,7 +27,7 @@ class Placed:
         return self
 
 
-@dataclass(frozen=True)
+@frozen
 class JointStreams(AttentionEdit):
     """Says that the rows of a call are pairs of streams, first all images, then all conditions (guidance.host.joint_streams puts the weights in place). scale: of what the image sees of the condition
     and the condition of the image; amount: factor on the LoRAs; prompt: the conditions' own text in the positive prompt's rows, or None."""
@@ -44,7 +45,7 @@ class JointStreams(AttentionEdit):
         return "all"
 
 
-@dataclass(frozen=True)
+@frozen
 class Apart(AttentionEdit):
     """Marks a branch in which the streams do not see each other."""
 
@@ -57,7 +58,7 @@ class Apart(AttentionEdit):
 APART = Branch("positive", (Apart(),))
 
 
-@dataclass(frozen=True)
+@frozen
 class UniCon(Edit, Term):
     """A picture x and its condition y (depth, edges, pose) are denoised together, each at its own noise level: one set of weights makes pictures from conditions, conditions from pictures, or both.
 
