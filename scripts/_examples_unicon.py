@@ -7,7 +7,7 @@ from ._examples import CFG, SEED, SIZE, STEPS, Scene
 
 def _unicon(definitions, definition, name):
     scene = Scene(definitions, f"{definition.title}: a depth picture, drawn by hand here, says where two things are and how near, the prompt says what they are. Then the way back: the depth of the picture that was "
-                               "made (without CFG). Last, both at once.", prompt="a large red circle left of a small blue square")
+                               "made: the small bundled pair finds the places, not the brightness. Last, both at once.", prompt="a large red circle left of a small blue square")
     g = scene.graph
     far = g.add("SolidMask", "Far", value=0.0, width=SIZE, height=SIZE)[0]
     for title, x, y, side, value in (("Near", 14, 50, 46, 0.9), ("Farther", 84, 30, 24, 0.45)):
@@ -17,14 +17,14 @@ def _unicon(definitions, definition, name):
     depth = g.add("VAEEncode", pixels=drawn, vae=scene.vae)[0]
     model = g.add(definition.node_id, model=scene.model, weights=g.add("LodestarLoadUniConWeights")[0])[0]
 
-    def sampled(title, cfg=CFG, **values):
+    def sampled(title, **values):
         latent = g.add("LodestarJointLatent", title, **values)[0]
-        out = g.add("KSampler", title, model=model, seed=SEED, steps=STEPS, cfg=cfg, sampler_name="euler", scheduler="normal", positive=scene.positive, negative=scene.negative, latent_image=latent)[0]
+        out = g.add("KSampler", title, model=model, seed=SEED, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="normal", positive=scene.positive, negative=scene.negative, latent_image=latent)[0]
         node = g.add("LodestarSplitJointLatent", samples=out)
         return node[0], node[1]
 
     image, _ = sampled("Image from depth", mode="image from condition", condition=depth)
-    _, back = sampled("Depth from that image", 1.0, mode="condition from image", image=image)      # the picture says all: no CFG
+    _, back = sampled("Depth from that image", mode="condition from image", image=image)
     scene.save(image, name, "The image of the drawn depth")
     scene.save(back, f"{name}_depth", "The depth of that image")
     both = sampled("Image and depth together", mode="both", image=scene.latent)

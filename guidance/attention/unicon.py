@@ -72,8 +72,6 @@ class UniCon(Edit, Term):
     Masks in a stream (inpainting, partial conditions) work the same way. Any sampler can be used. Split Joint Latent takes the result apart.
     Weights: Load UniCon Weights. Condition prompt: the authors put a word in front of the prompt of the condition ("depth_map, ").
 
-    For a condition from a picture sample without CFG (cfg 1): the picture says all, and the prompt's push falsifies the values.
-
     Defaults: joint scale 1, condition guidance 0 (paper). Deviations: streams with noise between 0 and 1 wait for the other one, where the released code moves both in as many steps, at levels of their
     own. Identities: without the joint attention the streams do not know of each other; the order of the pairs does not matter.
     Limits: U-Nets (the weights name their blocks; none are published for others); one condition. Paper: Li et al., arXiv 2410.11439. Cost: the condition's rows, that is twice the batch, and an attention
