@@ -23,12 +23,13 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
 - frechet: Fréchet distance of the measuring network's features to {held_out} held-out renders (through the autoencoder). It is biased upwards for few pictures: compare within a row only.
 - clipped: share of values beyond [0, 1]. std_ratio: contrast relative to the renders. diversity: distance between features of one prompt's pictures.
 - evaluations: rows of network batches per picture, counted. ssim: to the base's pictures. ssim_before: to the picture of the prompt before its edit. target_distance, round_trip: root mean square distance of the latents.
+- rarity: the minority score, 1 - SSIM between a picture and what the model makes of its noisy version.
 - iou, in_box: overlap of the objects with the boxes that they were to have, and the share whose centre is inside; the prompts name no place. objects: both objects there.
 - background, palette: share of pictures with the background of the reference (of the appearance), and how much of the colour histogram they have in common with it; no prompt names a
   background (of a batch: the first one's alone). structure: overlap with the objects of the structure picture, whatever their colours. background_together, palette_together: the same between the pictures of a batch.
 - hole_error, recovered: root mean square error of the pixels inside the hole, and the share of pictures that have the hidden object's colour and shape again.
 - view_ssim, view_error: structural similarity and root mean square distance to the reference's picture as the moved camera sees it (the true warp).
-- rarity: the minority score, 1 - SSIM between a picture and what the model makes of its noisy version.
+- depth_overlap: intersection over union of the things in the picture and those in its depth picture. depth_error: root mean square error of the depth picture to the scene's true depth.
 - violations: share of the left half's cells whose rough colour has more red than is allowed.
 - forbidden: share of pictures with the colour that the negative prompt names; the positive prompt names none.
 """
@@ -50,7 +51,8 @@ class Bench:
     def _key(self, generator, setup, found):
         return ("effects 1", generator, weights_mark(generator), repr(replace(setup, label="")), setup.sources, self.options.steps, SCHEDULER,
                 [(c.prompt, c.seed, c.extra, c.forbidden, *((c.layout,) if c.layout >= 0 else ()), *((c.source,) if c.source else ())) for c in found],
-                len({c.prompt for c in found}), *(("size", setup.size) if setup.size else ()), *(("adapter", weights_mark("subject_adapter")) if "$subjects" in repr(setup) else ()))
+                len({c.prompt for c in found}), *(("size", setup.size) if setup.size else ()), *(("adapter", weights_mark("subject_adapter")) if "$subjects" in repr(setup) else ()),
+                *(("pair", weights_mark("unicon_depth")) if "$depth_pair" in repr(setup) else ()))
 
     def sample(self, generator, setup):
         """The setup's Measured; batches that are in the cache are not sampled again."""
