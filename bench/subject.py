@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import layout, references
+from . import layout, motion, references
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -162,6 +162,8 @@ class Subject:
             return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
         if text == "$camera":
             return references.camera()
+        if text in ("$motion", "$photometric", "$moved", "$left"):
+            return motion.value(text, self, batch)
         if text == "$caption":
             return self.encode([c.scene.caption for c in batch])
         if text == "$empty":
@@ -204,8 +206,10 @@ class Subject:
         import comfy.samplers
         if setup.sampler is None:
             return comfy.samplers.sampler_object("euler")
-        from ..guidance.host.sampler_cfgpp import sampler
-        return sampler(self.build(setup.sampler, batch))
+        from ..guidance.host import sampler_cfgpp, sampler_inverse
+        from ..guidance.inverse.solver import Solver
+        method = self.build(setup.sampler, batch)
+        return (sampler_inverse if isinstance(method, Solver) else sampler_cfgpp).sampler(method)
 
     def sigmas(self, steps):
         import comfy.samplers

@@ -64,7 +64,8 @@ def _run(cls):
     return run
 
 
-def _node(cls):
+def loss_node(cls, part_of=SERVES):
+    """The node of a loss of pictures: its fields, the model, the VAE."""
     text = inspect.cleandoc(cls.__doc__)
     summary, _, rest = text.partition("\n\n")
     return NodeDef(
@@ -76,7 +77,7 @@ def _node(cls):
                 Input("vae", "VAE", "The model's VAE: decodes the estimate (space rgb), or encodes the target (space latent).", optional=True)),
         outputs=(Output(TYPE, "loss", "For Universal Guidance and other nodes that take a loss."),),
         run=_run(cls),
-        part_of=SERVES,
+        part_of=part_of,
         help=(rest or summary) + "\n\nu: the clean estimate at each step; one value per picture of the batch. A mask chooses what counts, and is brought to the size of what is compared.\n")
 
 
@@ -86,7 +87,7 @@ def _together(a, b, how, weight_a, weight_b):
     return (parts[0] + parts[1] if how == "sum" else LossMax(tuple(parts)),)
 
 
-NODES = (*map(_node, _classes()), NodeDef(
+NODES = (*map(loss_node, _classes()), NodeDef(
     node_id="LodestarCombineLosses",
     title="Combine Losses",
     category=category("loss"),

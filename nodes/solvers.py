@@ -15,7 +15,8 @@ from ..guidance.loss.solvers.universal import UniversalGuidanceSampler
 from ._define import NodeDef, Output, about, inputs_of
 
 
-def _node(cls):
+def solver_node(cls):
+    """The node of a method that is a sampler."""
     def run(**values):
         method = cls(**values).validate()
         from ..guidance.host.sampler_inverse import sampler
@@ -23,5 +24,5 @@ def _node(cls):
     return NodeDef(**about(cls), inputs=inputs_of(cls), run=run, outputs=(Output("SAMPLER", "sampler", "For SamplerCustom and SamplerCustomAdvanced."),))
 
 
-NODES = tuple(map(_node, (NullSpaceSampler, PseudoinverseGuidance, DiffusionPosteriorSampling, ManifoldPreservingGuidance, REDdiff, RePaint, LatentPosteriorSampling, LossGuidedDiffusion,
+NODES = tuple(map(solver_node, (NullSpaceSampler, PseudoinverseGuidance, DiffusionPosteriorSampling, ManifoldPreservingGuidance, REDdiff, RePaint, LatentPosteriorSampling, LossGuidedDiffusion,
                            ReSample, TrainingFreeGuidance, UniversalGuidanceSampler, GeoGuide, Dreamguider)))
