@@ -9,7 +9,8 @@ import torch
 
 from ..demo.scenes import SIZE, mask_of
 
-METRICS = ("place_error", "kept", "violations")
+METRICS = ("place_error", "kept", "violations", "known_error", "apart")
+VALUES = ("$motion", "$photometric", "$moved", "$left", "$rendered", "$known", "$observed", "$agree")
 SEED = 50_001          # of the movements
 PIXELS = 2 * SIZE      # of the VAE's pictures
 MISSING = SIZE / 2     # pixels that count where nothing of the colour is seen
@@ -47,11 +48,17 @@ def _flow(batch):
 
 
 def value(text, subject, batch):
-    """What "$motion", "$photometric" (losses), "$moved" (edit masks) and "$left" (a mask of the left half) stand for."""
+    """What "$motion", "$photometric" (losses), "$moved" (edit masks), "$left" (a mask of the left half), "$rendered", "$known", "$observed" (losses of the wanted picture's left half) and "$agree" (a batch's
+    pictures are to be alike) stand for."""
     from ..guidance.loss.motion import FlowMotion
     with torch.inference_mode(False):
         if text == "$left":
             return (torch.arange(PIXELS) < PIXELS // 2).float().expand(1, PIXELS, PIXELS).clone()
+        if text == "$agree":
+            from ..guidance.loss.frames import FrameConsistency
+            return FrameConsistency(over="batch", space="latent", pairs="neighbours and ends").check()
+        if text in ("$rendered", "$known", "$observed"):
+            return _of_left_half(text, subject.model.get_model_object("latent_format").process_in(subject.target(batch)))
         batch = [c if c.reference is not None else shifted(c) for c in batch]      # for times
         flow, there = _flow(batch)
         if text == "$moved":
@@ -65,6 +72,18 @@ def value(text, subject, batch):
             from ..guidance.loss.flow import FlowEstimator
             estimator = FlowEstimator(load(), WORKS_AT, 8, WORKS_AT)
         return FlowMotion(target=source, flow=flow, estimator=estimator, decoder=Decoder(subject.vae, subject.model.get_model_object("latent_format"))).check()
+
+
+def _of_left_half(text, latents):
+    """The loss of what is known of the wanted pictures: the left half of their latents."""
+    from ..guidance.loss.frames import ReferenceSequence
+    from ..guidance.loss.quantile import Quantile
+    from ..guidance.loss.sound import SoundContext
+    mask = (torch.arange(PIXELS) < PIXELS // 2).float().expand(1, PIXELS, PIXELS).clone()
+    if text == "$known":
+        return SoundContext(target=latents, mask=mask)
+    cls = ReferenceSequence if text == "$rendered" else Quantile
+    return cls(target=latents, mask=mask, space="latent").check()
 
 
 def _distance(case, reading):
@@ -82,6 +101,15 @@ def values(metric, measured):
         seen = RoughPicture(latents, "bench")(latents.process_in(measured.latents[measured.main]))
         half = seen[..., :seen.shape[-1] // 2]
         return (half > torch.tensor(UPPER)[:, None, None] + 1e-3).any(1).float().mean((1, 2))
+    if metric == "known_error":
+        half = slice(0, measured.latents.shape[-1] // 2)
+        return (measured.latents[measured.main] - measured.subject.target(found))[..., half].square().mean((1, 2, 3)).sqrt()
+    if metric == "apart":      # root mean square distance to the next picture of those that were sampled together
+        z, groups = measured.latents[measured.main], {}
+        for i, c in enumerate(found):
+            groups.setdefault((c.group, c.seed), []).append(i)
+        following = {i: them[(n + 1) % len(them)] for them in groups.values() for n, i in enumerate(them)}
+        return torch.stack([(z[i] - z[following[i]]).square().mean().sqrt() for i in range(len(found))])
     if metric == "place_error":
         return torch.tensor([_distance(c, r) for c, r in zip(found, measured.readings())])
     first = [c.scene.things[0] for c in found]

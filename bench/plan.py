@@ -7,7 +7,7 @@ embedding of each caption), "$outlines" (the outlines of each caption's scene as
 LoRA for them), "$letters" (what the bundled reader is to read; "$reader": that reader; "$vae"), "$pair" (the tokens of an edit that changes words in their places),
 "$reference", "$appearance" (LATENTs of the scenes that pictures look at; "$reference_words", "$appearance_words" their prompts), "$empty" (the prompt without text),
 "$subjects" (both objects as subjects of the bundled image adapter), "$camera" (the warp of bench.references.camera), "$caption" (the whole captions as a conditioning),
-"$motion", "$photometric", "$moved", "$left" (bench.motion).
+and those of bench.motion.
 """
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class Subject:
             return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
         if text == "$camera":
             return references.camera()
-        if text in ("$motion", "$photometric", "$moved", "$left"):
+        if text in motion.VALUES:
             return motion.value(text, self, batch)
         if text == "$caption":
             return self.encode([c.scene.caption for c in batch])

@@ -2,16 +2,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Flow:
     """vectors [n, 2, h, w] in pixels (x to the right, y down): what picture a shows at p is at p + vectors(p) in picture b."""
 
@@ -89,7 +89,7 @@ def shown(vectors, longest=0.0):
     return 1 - s[:, None] * (1 - ramps)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class FlowEstimator:
     """A network as estimate(a, b) -> vectors for pictures [n, 3, h, w] in [0, 1], differentiable in both.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .base import Loss, LossContext, zero
 from .flow import visible, warp
@@ -61,7 +62,7 @@ class _OneFrame(LossContext):
         return self._pictures[key][1]
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class FrameLoss(Loss):
     """Another loss of chosen frames alone: key frames that are to look like given pictures, have a style, an outline; of a video only the latents that these frames need are decoded.
 
@@ -125,7 +126,7 @@ class FrameLoss(Loss):
         return total
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class FrameConsistency(PictureLoss):
     """How much neighbouring frames differ: less of it is a calmer video, or a batch of pictures that agree.
 
@@ -195,7 +196,7 @@ def _features(u, grid):
     return torch.cat((middle - u.mean((2, 3), keepdim=True), spread - spread.mean((2, 3), keepdim=True)), 1).flatten(1)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ReferenceSequence(PictureLoss):
     """How far each frame is from its own of a rendered sequence, where that is valid: what a reconstruction shows of known parts, with holes.
 

@@ -1,11 +1,11 @@
 """Motion loss: how far what moved between a source picture and the estimate is from a wanted flow."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .flow import visible, warp
 from .picture import PictureLoss, mean
@@ -13,7 +13,7 @@ from .picture import PictureLoss, mean
 FLOWS = ("wanted", "estimated")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class FlowMotion(PictureLoss):
     """How far what moves from a source picture to the estimate is from a wanted flow: something is to be elsewhere, turned or larger, and to look the same.
 

@@ -1,16 +1,16 @@
 """Quantile loss: a batch spreads over the pictures that agree with what was observed."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from .picture import PictureLoss
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Quantile(PictureLoss):
     """The pinball loss of observed values: each picture of a batch of N aims at another quantile, so that together they spread as the data do.
 

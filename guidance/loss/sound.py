@@ -1,13 +1,13 @@
 """Losses of sound: what is known of it in time, its spectra, and the statistics of its latent."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from ..cover import cover
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .base import SCHEDULES, Loss
 
@@ -38,7 +38,7 @@ def joined(first, second, length, begin, end):
     return out
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SoundLoss(Loss):
     """Base: weight * schedule * measure(D) of sound latents [batch, channel, length] or [batch, channel, height, length]."""
 
@@ -57,7 +57,7 @@ class SoundLoss(Loss):
         return t.to(like)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SoundContext(SoundLoss):
     """How far sound is from a known one where that is known, as latents: its beginning to go on from, both sides of a hole, two pieces to lead from one to the other.
 
@@ -81,7 +81,7 @@ class SoundContext(SoundLoss):
         return (off + 1e-12).sqrt() if self.norm else off / m.expand_as(denoised).flatten(1).sum(1).clamp(min=1e-6)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SoundStyle(SoundLoss):
     """How far the statistics of sound's latent over time are from those of another piece: its timbre and loudness, not its notes.
 
@@ -103,7 +103,7 @@ class SoundStyle(SoundLoss):
         return ((mean(denoised) - mean(y)).square() + (spread(denoised) - spread(y)).square()).mean(1)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SpectralSound(SoundLoss):
     """How far the decoded sound's spectra are from those of a given one, at several resolutions.
 

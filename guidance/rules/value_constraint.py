@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..cover import cover
+from ..frozen import frozen
 from ..method import BadInput, Finish, param, socket, window
 
 SPACES = ("colour", "latent")
@@ -28,7 +28,7 @@ def parse_bounds(text, node, field, none):
     return found
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ValueConstraint(Finish):
     """Keeps the clean estimate between hard bounds at every step: forbidden colours or values cannot appear where the mask is.
 

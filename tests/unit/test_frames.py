@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 from lodestar.guidance.inverse import levels
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.inverse.levels import noise_source
 from lodestar.guidance.inverse.solver import at
 from lodestar.guidance.loss.base import Loss, LossContext
@@ -142,7 +143,7 @@ def test_the_quantile_loss_is_the_pinball_loss():
     torch.testing.assert_close(Quantile(target=y, decoder=lambda z: z, mask=half).value(u[:1], LossContext()), torch.tensor([2 * 0.15]))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Quadratic(Loss):
     factor: float = 1.0
     title = "quadratic"

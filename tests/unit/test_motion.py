@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from lodestar.demo.flow import load
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.inverse.levels import noise_source
 from lodestar.guidance.inverse.solver import at
 from lodestar.guidance.loss.base import Loss, LossContext
@@ -161,7 +162,7 @@ def test_nodes():
             _estimate(None, torch.rand(1, 32, 32, 3), torch.rand(1, 16, 32, 3))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Quadratic(Loss):
     factor: float = 1.0
     title = "quadratic"

@@ -1,16 +1,16 @@
 """Frame Guidance: some deterministic and some renewed moves of the state in the first half of the steps."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ...frozen import frozen
 from ...gradients import normalised
 from ...inverse import levels
 from ...method import param, socket
 from .base import LossSolver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class FrameGuidance(LossSolver):
     """Leads a video by losses of a few of its frames; the gradient through the network carries them to all others.
 

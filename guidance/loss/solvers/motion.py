@@ -1,10 +1,10 @@
 """Motion Guidance: clipped steps down a motion loss, repeated, around a part of the picture that stays."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ...cover import cover
+from ...frozen import frozen
 from ...inverse import levels
 from ...method import BadInput, param, socket
 from .base import LossSolver
@@ -18,7 +18,7 @@ def clipped(g, most):
     return g * (most / size.clamp(min=1e-20)).clamp(max=1.0).to(g)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class MotionGuidance(LossSolver):
     """Moves, turns or scales something in a picture: sampling is led by a motion loss, step by step with a clipped gradient, while the rest of the picture is put back.
 

@@ -1,11 +1,11 @@
 """Observation self-guidance: the model's own posterior mean leads the sampler's steps."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ...frozen import frozen
 from ...gradients import gradient
 from ...inverse import levels
 from ...method import Step, param, socket
@@ -14,7 +14,7 @@ from .base import LossSolver
 FORMS = ("DDPM", "DDIM")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ObservationSelfGuidance(LossSolver):
     """Leads an unconditional model by observed values: an ancestral step, and then a step down the gradient of the loss at the new state, as large as the step's own noise.
 

@@ -1,11 +1,11 @@
 """Scene-grounding guidance: a video follows a rendered sequence, frame by frame."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ...frozen import frozen
 from ...gradients import normalised, plain_context
 from ...inverse import levels
 from ...method import param, socket
@@ -26,7 +26,7 @@ def frame_by_frame(part, denoised, count):
     return (denoised * torch.cat(slopes, 2)).flatten(1).sum(1)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ReferenceSequenceGuidance(LossSolver):
     """Leads a video by a rendered sequence with holes, as a reconstruction of a scene gives it; the step follows how strongly the prompt guides.
 

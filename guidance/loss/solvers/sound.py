@@ -1,16 +1,16 @@
 """Sound Guidance: posterior sampling of sound by losses, with what is known put back where wanted."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ...cover import cover
+from ...frozen import frozen
 from ...inverse import levels
 from ...method import BadInput, param, socket
 from .base import LossSolver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SoundGuidance(LossSolver):
     """Continues, fills, renews and joins sound, and leads its style: each step is followed by one down the gradient of losses of it.
 
