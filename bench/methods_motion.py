@@ -33,8 +33,8 @@ ENTRIES = (
     Entry("LodestarValueConstraint",      # no strong red in the left half
           (Comparison(Setup("left half: red at most 0.6, w = 4", 4.0, (_bounded,)), _cfg, (Claim("violations", "at most", 0.0),), ("violations", *CAPTION_METRICS)),),
           (Cost("Value Constraint", methods=(_bounded,), limit=1.02),)),
-    Entry("LodestarMotionGuidance",      # each picture takes a backward pass through decoder and flow network: on one model
-          (Comparison(_moved("flow and colours, 2 repeats, w = 4", "$motion"), _plain, (Claim("place_error", "lower"), Claim("kept", "higher")), _MOVED, generators=("unet",)),),
+    Entry("LodestarMotionGuidance",      # each picture takes a backward pass through the decoder: on one model
+          (Comparison(_moved("colours along the flow, 2 repeats, w = 4", "$photometric"), _plain, (Claim("place_error", "lower"), Claim("kept", "higher")), _MOVED, generators=("unet",)),),
           (Cost("Motion Guidance, colours alone", sampler=use(MOTION, loss="$photometric", repeats=1), heavy=False),)),
     Entry("LodestarFrameGuidance",      # no video model is bundled: the pictures of a batch, each with its own prompt, are to be alike
           (Comparison(Setup("batch as frames that agree, w = 4", 4.0, sampler=use(FRAME, loss="$agree", rate=0.1, rounds=1), prompts="together"), Setup("CFG, w = 4, sampled together", 4.0, prompts="together"),

@@ -10,7 +10,7 @@ import torch
 from ..demo.scenes import SIZE, mask_of
 
 METRICS = ("place_error", "kept", "violations", "known_error", "apart")
-VALUES = ("$motion", "$photometric", "$moved", "$left", "$rendered", "$known", "$observed", "$agree")
+VALUES = ("$photometric", "$moved", "$left", "$rendered", "$known", "$observed", "$agree")
 SEED = 50_001          # of the movements
 PIXELS = 2 * SIZE      # of the VAE's pictures
 MISSING = SIZE / 2     # pixels that count where nothing of the colour is seen
@@ -48,7 +48,7 @@ def _flow(batch):
 
 
 def value(text, subject, batch):
-    """What "$motion", "$photometric" (losses), "$moved" (edit masks), "$left" (a mask of the left half), "$rendered", "$known", "$observed" (losses of the wanted picture's left half) and "$agree" (a batch's
+    """What "$photometric" (a motion loss), "$moved" (edit masks), "$left" (a mask of the left half), "$rendered", "$known", "$observed" (losses of the wanted picture's left half) and "$agree" (a batch's
     pictures are to be alike) stand for."""
     from ..guidance.loss.motion import FlowMotion
     with torch.inference_mode(False):
@@ -66,12 +66,7 @@ def value(text, subject, batch):
             return grown[:, 0]
         from ..guidance.host.decode import Decoder
         source = subject.vae.decode(subject.rendered([c.reference for c in batch])).movedim(-1, 1).clone()
-        estimator = None
-        if text == "$motion":
-            from ..demo.flow import WORKS_AT, load
-            from ..guidance.loss.flow import FlowEstimator
-            estimator = FlowEstimator(load(), WORKS_AT, 8, WORKS_AT)
-        return FlowMotion(target=source, flow=flow, estimator=estimator, decoder=Decoder(subject.vae, subject.model.get_model_object("latent_format"))).check()
+        return FlowMotion(target=source, flow=flow, decoder=Decoder(subject.vae, subject.model.get_model_object("latent_format"))).check()
 
 
 def _of_left_half(text, latents):

@@ -22,7 +22,7 @@ def _context(latent, sound, seconds, task, begin, end, fade, second):
     if (task == "transition") != (second is not None):
         raise BadInput(title, "second", None if second is None else "connected", "A transition needs a second sound; the other tasks have none.")
     like, first = latent["samples"], sound["samples"]
-    if first.ndim != like.ndim or first.shape[1:-1] != like.shape[1:-1]:
+    if first.ndim != like.ndim or first.shape[2:-1] != like.shape[2:-1]:      # an empty latent may have other channels: the host puts that right
         raise BadInput(title, "sound", list(first.shape), f"What is to be sampled is {list(like.shape)}; encode the sound with the same model's VAE.")
     length = like.shape[-1]
     a, b = begin / seconds, end / seconds
@@ -40,22 +40,18 @@ def _context(latent, sound, seconds, task, begin, end, fade, second):
 
 
 def _made(cls):
-    def run(model, context=None, known=None, latent=None, audio=None, vae=None, **values):
+    def run(model, context=None, known=None, latent=None, vae=None, **values):
         import torch
 
-        from ..guidance.method import BadInput
         inward = model.get_model_object("latent_format").process_in
         with torch.inference_mode(False):
             if cls is SoundContext:
                 values |= {"target": inward(context["samples"].clone().float()), "mask": known.clone()}
-            elif cls is SoundStyle:
-                values["target"] = inward(latent["samples"].clone().float())
             else:
+                values["target"] = inward(latent["samples"].clone().float())
+            if vae is not None:
                 from ..guidance.host.decode import SoundDecoder
-                rate = getattr(vae, "audio_sample_rate", None)
-                if rate and rate != audio["sample_rate"]:
-                    raise BadInput(cls.title, "audio", f"{audio['sample_rate']} Hz", f"The VAE's sound has {rate} Hz; resample it.")
-                values |= {"target": audio["waveform"].clone().float(), "decoder": SoundDecoder(vae, model.get_model_object("latent_format"))}
+                values["decoder"] = SoundDecoder(vae, model.get_model_object("latent_format"))
         return (cls(**values),)
     return run
 
@@ -88,6 +84,6 @@ NODES = (
     _loss(SoundContext, "How far sound is from what is known of it, as latents.", (Input("context", "LATENT", "From Sound Context."), Input("known", "MASK", "From Sound Context."))),
     _loss(SoundStyle, "How far the statistics of sound's latent are from those of another piece.", (Input("latent", "LATENT", "The other piece, by the model's VAE, of any length."),)),
     _loss(SpectralSound, "How far the decoded sound's spectra are from those of a given one, at several resolutions.",
-          (Input("audio", "AUDIO", "The sound to come close to."), Input("vae", "VAE", "The model's VAE: decodes the estimate."))),
+          (Input("latent", "LATENT", "The sound to come close to, by the model's VAE (VAE Encode Audio)."), Input("vae", "VAE", "The model's VAE: decodes the estimate."))),
     solver_node(SoundGuidance),
 )

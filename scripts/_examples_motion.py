@@ -36,11 +36,20 @@ def _motion(definitions, definition, name):
     source = scene.decode(samples)
     mask = _box(g, _black(g), 12, 30, 66, 66, "What moves")
     flow = g.add("LodestarFlowFromMask", mask=mask, dx=40.0)
-    network = g.add("LodestarLoadFlowNetwork")[0]
-    loss = g.add("LodestarFlowMotionLoss", model=scene.model, image=source, flow=flow[0], estimator=network, vae=scene.vae)[0]
+    loss = g.add("LodestarFlowMotionLoss", model=scene.model, image=source, flow=flow[0], vae=scene.vae)[0]
     _sampler(scene, g.add(definition.node_id, loss=loss, repeats=2, edit_mask=flow[2], latent=samples)[0], seed, name, "Moved")
     g.add("SaveImage", "The source", images=source, filename_prefix=f"lodestar/{name}_source")
     g.add("SaveImage", "The flow", images=g.add("LodestarShowFlow", flow=flow[0])[0], filename_prefix=f"lodestar/{name}_flow")
+    return g
+
+
+def _estimate(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} It needs RAFT in models/optical_flow. Two pictures, and how the first becomes the second.", "a red circle")
+    g = scene.graph
+    first, second = (scene.decode(scene.sample(seed=SEED + i, title=title)) for i, title in ((3, "The picture before"), (5, "The picture after")))
+    network = g.add("LodestarLoadFlowNetwork", file="raft_small.safetensors")[0]
+    flow = g.add(definition.node_id, network=network, first=first, second=second)[0]
+    g.add("SaveImage", "The flow", images=g.add("LodestarShowFlow", flow=flow)[0], filename_prefix=f"lodestar/{name}")
     return g
 
 
@@ -102,12 +111,16 @@ def _observed(definitions, definition, name):
 
 
 def _sound(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: {definition.description} The bundled models make no sound: a picture stands for it, with time along its width, as ACE-Step's latents have it. Its first half is known and goes on. "
+    scene = Scene(definitions, f"{definition.title}: {definition.description} The bundled models make no sound: a picture stands for it, with time along its width, as ACE-Step's latents have it. Its first half is known and goes on in its manner. "
                   "Above continued, below plain, then the whole sound.", "a red circle and a blue square")
     g = scene.graph
     known = _source(scene, "a red circle left of a blue square", SEED + 4, "Makes the known sound")
     context = g.add("LodestarSoundContext", latent=scene.latent, sound=known, seconds=10.0, task="continuation", begin=5.0, fade=0.5)
     loss = g.add("LodestarSoundContextLoss", model=scene.model, context=context[0], known=context[1])[0]
+    style = g.add("LodestarSoundStyleLoss", model=scene.model, latent=known)[0]
+    spectra = g.add("LodestarSpectralSoundLoss", model=scene.model, latent=known, vae=scene.vae)[0]
+    manner = g.add("LodestarCombineLosses", "Timbre and spectra", a=style, b=spectra, weight_b=0.1)[0]
+    loss = g.add("LodestarCombineLosses", "What is known, and how it sounds", a=loss, b=manner)[0]
     _sampler(scene, g.add(definition.node_id, loss=loss, scale=1.0, eta=0.0, context=context[0], known=context[1])[0], SEED, name, "Continued")
     _plain(scene, SEED, name)
     scene.save(known, f"{name}_known", "The known sound")
@@ -115,6 +128,7 @@ def _sound(definitions, definition, name):
 
 
 OWN = {
+    "LodestarEstimateFlow": _estimate,
     "LodestarFrameGuidance": _frame_guidance,
     "LodestarReferenceSequenceGuidance": _reference,
     "LodestarObservationSelfGuidance": _observed,

@@ -1,7 +1,8 @@
 """Losses of sound: what is known of it in time, its spectra, and the statistics of its latent."""
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,6 @@ class SoundLoss(Loss):
     schedule: str = param("constant", "How the weight changes over the steps; noise: with the share of noise, early more than late.", choices=SCHEDULES, advanced=True)
     start_percent: float = param(0.0, "Start of the window in which the loss counts, as a fraction of the sampling schedule.", 0.0, 1.0, 0.001, advanced=True)
     end_percent: float = param(1.0, "End of that window.", 0.0, 1.0, 0.001, advanced=True)
-    kind: ClassVar[str] = ""
 
     def value(self, denoised, context):
         return self.weight * context.factor(self.schedule) * self.measure(denoised, context)
@@ -116,20 +116,23 @@ class SpectralSound(SoundLoss):
     title = "Spectral Sound Loss"
 
     log_weight: float = param(1.0, "Weight of the logarithms, which hear the quiet parts.", 0.0, 100.0, 0.1)
-    target: Any = None      # waveform [n, channels, values]
-    decoder: Any = None     # denoised -> waveform
+    target: Any = None      # latent of the given sound
+    decoder: Any = None     # latent -> waveform [n, channels, values]
+    _made: dict = field(default_factory=dict, repr=False)
 
     def measure(self, denoised, context):
-        u = self.decoder(denoised).float()
-        y = self.target.to(u)
-        y = y.mean(1, keepdim=True).expand(-1, u.shape[1], -1) if y.shape[1] != u.shape[1] else y
+        u = self.decoder(denoised).float().flatten(2)
+        if "sound" not in self._made:
+            with torch.no_grad():
+                self._made["sound"] = self.decoder(self.target.to(denoised)).float().flatten(2).detach().clone()
+        y = self._made["sound"].to(u.device)
         if y.shape[0] not in (1, u.shape[0]):
-            raise BadInput(self.title, "audio", f"{y.shape[0]} pieces", f"Give one, or one for each of the {u.shape[0]} that are sampled.")
+            raise BadInput(self.title, "latent", f"{y.shape[0]} pieces", f"Give one, or one for each of the {u.shape[0]} that are sampled.")
         length = min(u.shape[-1], y.shape[-1])
         u, y = (t[..., :length].mean(1) for t in (u, y))
         found = [self._at(u, y, window) for window in (256, 512, 1024, 2048) if window <= length]
         if not found:
-            raise BadInput(self.title, "audio", f"{length} values", "Give at least 256 values of sound.")
+            raise BadInput(self.title, "latent", f"{length} values", "Give at least 256 values of sound.")
         return sum(found) / len(found)
 
     def _at(self, u, y, window):

@@ -126,8 +126,8 @@ def test_sound_goes_on_from_what_is_known(lab, name):
 
 @pytest.mark.method("LodestarMotionGuidance")
 @pytest.mark.newest
-def test_motion_with_the_bundled_network(lab):
-    """The bundled model and flow network: the loss falls, and what the edit mask leaves out is the source."""
+def test_motion_on_the_bundled_model(lab):
+    """The loss falls, and what the edit mask leaves out is the source."""
     from lodestar.guidance.loss.base import LossContext
     import comfy.samplers
     with torch.inference_mode():
@@ -137,8 +137,7 @@ def test_motion_with_the_bundled_network(lab):
         mask = torch.zeros(1, 128, 128)
         mask[:, 30:90, 20:80] = 1
         flow, _, both = lab.node("LodestarFlowFromMask", mask=mask, dx=30.0)
-        network, = lab.node("LodestarLoadFlowNetwork")
-        loss, = lab.node("LodestarFlowMotionLoss", model=model, image=vae.decode(source["samples"]), flow=flow, estimator=network, vae=vae)
+        loss, = lab.node("LodestarFlowMotionLoss", model=model, image=vae.decode(source["samples"]), flow=flow, vae=vae)
         sampler, = lab.node("LodestarMotionGuidance", loss=loss, repeats=1, edit_mask=both, latent=source)
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(prompt, prompt)
@@ -150,3 +149,26 @@ def test_motion_with_the_bundled_network(lab):
     inward = model.get_model_object("latent_format").process_in
     value = lambda z: float(loss.value(inward(z.clone()), LossContext()))
     assert value(out) < value(plain) and (out - source["samples"])[..., 13:, :].abs().max() < 1e-4
+
+
+@pytest.mark.newest
+@pytest.mark.method("LodestarMotionGuidance")
+def test_raft_is_torchvisions(lab):
+    from lodestar.guidance.loss.flow import raft_of
+    from lodestar.guidance.method import BadInput
+    from torchvision.models.optical_flow import raft_small
+    torch.manual_seed(0)
+    network = raft_small(weights=None).eval()
+    a, b = torch.rand(2, 1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    weights = network.state_dict()
+    estimator = raft_of(weights, updates=1)
+    with torch.no_grad():
+        torch.testing.assert_close(estimator(a, b), network(a * 2 - 1, b * 2 - 1, num_flow_updates=1)[-1])
+    assert estimator.name == "RAFT small" and estimator.size(64, 100) == (128, 200)
+    u = b.clone().requires_grad_()
+    assert float(torch.autograd.grad(estimator(a, u).sum(), u)[0].abs().max()) > 0
+    for wrong in ({k: v for k, v in weights.items() if "update_block" not in k}, {"module.fnet.conv1.weight": a}):
+        with pytest.raises(BadInput, match="torchvision"):
+            raft_of(wrong)
+    with pytest.raises(BadInput, match="optical_flow"):
+        lab.node("LodestarLoadFlowNetwork")

@@ -1,17 +1,15 @@
-"""Flows, the flow network, the motion loss, and Motion Guidance against its formula on closed-form models."""
+"""Flows, the motion loss, and Motion Guidance against its formula on closed-form models."""
 from __future__ import annotations
 
 import dataclasses
-import random
 
 import pytest
 import torch
-from lodestar.demo.flow import load
 from lodestar.guidance.frozen import frozen
 from lodestar.guidance.inverse.levels import noise_source
 from lodestar.guidance.inverse.solver import at
 from lodestar.guidance.loss.base import Loss, LossContext
-from lodestar.guidance.loss.flow import Flow, FlowEstimator, of_mask, raft_of, resized, shown, visible, warp
+from lodestar.guidance.loss.flow import Flow, FlowEstimator, of_mask, resized, shown, visible, warp
 from lodestar.guidance.loss.motion import FlowMotion
 from lodestar.guidance.loss.solvers.motion import MotionGuidance, clipped
 from lodestar.guidance.method import BadInput
@@ -115,38 +113,6 @@ class Plain(torch.nn.Module):
 
     def forward(self, a, b):
         return self.function(a, b)
-
-
-def test_the_bundled_network_finds_motions_it_has_not_seen():
-    """32 fresh pairs; no motion at all is off by 7 pixels where something moves, the network by about a third of that (weights/flow.json)."""
-    from lodestar.demo.train_flow import errors, pairs
-    a, b, truth = pairs(random.Random(77), 32)
-    estimator = FlowEstimator(load(), 64, 8, 64)
-    with torch.no_grad():
-        moving = errors(estimator(a, b), truth)[1].mean()
-    assert moving < 0.6 * errors(torch.zeros_like(truth), truth)[1].mean()
-    u = b[:2].clone().requires_grad_()
-    found = estimator(a[:2], u)
-    g, = torch.autograd.grad(found[0].abs().sum(), u)
-    assert g[0].abs().max() > 0 and g[1].abs().max() == 0      # samples do not mix
-    wide = torch.rand(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
-    assert estimator(wide, wide).shape == (1, 2, 96, 160) and estimator.size(96, 160) == (64, 104)
-
-
-def test_raft_is_torchvisions():
-    from torchvision.models.optical_flow import raft_small
-    torch.manual_seed(0)
-    network = raft_small(weights=None).eval()
-    a, b = torch.rand(2, 1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    weights = network.state_dict()
-    estimator = raft_of(weights, updates=1)
-    with torch.no_grad():
-        torch.testing.assert_close(estimator(a, b), network(a * 2 - 1, b * 2 - 1, num_flow_updates=1)[-1])
-    assert estimator.name == "RAFT small" and estimator.size(64, 100) == (128, 200)
-    with pytest.raises(BadInput, match="torchvision"):
-        raft_of({k: v for k, v in weights.items() if "update_block" not in k})
-    with pytest.raises(BadInput, match="torchvision"):
-        raft_of({"module.fnet.conv1.weight": a})
 
 
 def test_nodes():

@@ -129,5 +129,5 @@ def test_nodes():
         with pytest.raises(BadInput, match=word):
             _context(latent, known, 10.0, task, begin, 6.0, 0.0, second)
     with pytest.raises(BadInput, match="same model"):
-        _context(latent, {"samples": torch.zeros(1, 2, 40)}, 10.0, "continuation", 4.0, 6.0, 0.0, None)
+        _context(latent, {"samples": torch.zeros(1, 3, 2, 40)}, 10.0, "continuation", 4.0, 6.0, 0.0, None)
     assert {"LodestarSoundContext", "LodestarSoundContextLoss", "LodestarSoundStyleLoss", "LodestarSpectralSoundLoss", SoundGuidance.node_id} <= set(definitions())
