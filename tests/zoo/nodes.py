@@ -97,6 +97,7 @@ class Bench:
 GIVEN = {
     "LodestarAdapterAttentionShaping": lambda b, m: WHOLE,      # there is no adapter: says so
     "LodestarAttendAndExcite": lambda b, m: {**WHOLE, **b.words(), "step_size": 200.0, "iterations": 1},
+    "LodestarSpatialWordAttention": lambda b, m: {**WHOLE, **b.words()},
     "LodestarAttentionEntropyScaling": lambda b, m: {**WHOLE, "train_width": 32, "train_height": 32},
     "LodestarBlurGuidance": lambda b, m: WHOLE,
     "LodestarBoxDiff": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
@@ -123,6 +124,7 @@ GIVEN = {
     "LodestarRegionalPrompts": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarScribbleGuidance": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
     "LodestarSelfAttentionGuidance": lambda b, m: WHOLE,
+    "LodestarSelfGuidance": lambda b, m: {**WHOLE, "terms": b.node("LodestarSelfGuidanceTerm", **b.words(), y=0.9)[0], "alternate_from": 1.0},
     "LodestarSkipLayerGuidance": lambda b, m: WHOLE,
     "LodestarSlidingWindowGuidance": lambda b, m: WHOLE,
     "LodestarSmoothedEnergyGuidance": lambda b, m: WHOLE,
