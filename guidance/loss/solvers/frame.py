@@ -23,6 +23,7 @@ class FrameGuidance(LossSolver):
 
     x, s: state and level; a = 1 in k-units, 1 - s on flow models. rounds 0, or rate 0 before the renewed part, is plain Euler; rate 0 in it renews the noise only.
     Losses: Loss of Frames for key frames (pictures, styles, outlines; only their latents are decoded), Frame Consistency Loss for loops. Without the network's Jacobian the other frames would not follow.
+    WildVidFit leads the frames of an image model by how much neighbours agree: Frame Consistency Loss over the batch, here or by Universal Guidance.
     Defaults: rate 0.05, 3 rounds, renewed from 0.1 to 0.5 of the steps, none after 0.6: own ones; the released code leaves them to each task (10 and 5 rounds at the first steps), and takes the length of
     v whole (rate c sqrt(N)) over the whole batch, here per video. Its form for CogVideoX renews behind the step; here the form of its flow models serves both. Pictures of a batch are frames where a loss says so.
     Cost: `rounds` times a forward and a backward pass through the active branches, and one plain evaluation.
@@ -30,7 +31,7 @@ class FrameGuidance(LossSolver):
 
     node_id = "LodestarFrameGuidance"
     title = "Frame Guidance"
-    paper = "Frame Guidance"
+    paper = ("Frame Guidance", "WildVidFit")
     aliases = ("key frames", "video guidance", "time travel", "loop")
     evaluations = "rounds (and the backward passes, about 2 each)"
 
