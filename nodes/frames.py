@@ -5,7 +5,7 @@ from ..guidance.loss.solvers.frame import FrameGuidance
 from ..guidance.loss.solvers.observation import ObservationSelfGuidance
 from ..guidance.loss.solvers.reference import ReferenceSequenceGuidance
 from ._define import Input, NodeDef, Output, category
-from .losses import TYPE, loss_node
+from .losses import TYPE, _node as loss_node
 from .solvers import solver_node
 
 

@@ -64,7 +64,7 @@ def _run(cls):
     return run
 
 
-def loss_node(cls, part_of=SERVES):
+def _node(cls, part_of=SERVES):
     """The node of a loss of pictures: its fields, the model, the VAE."""
     text = inspect.cleandoc(cls.__doc__)
     summary, _, rest = text.partition("\n\n")
@@ -75,7 +75,7 @@ def loss_node(cls, part_of=SERVES):
         description=" ".join(summary.split()),
         inputs=(Input("model", "MODEL", "The model that will be guided: its latents are what is decoded."), *_inputs(cls),
                 Input("vae", "VAE", "The model's VAE: decodes the estimate (space rgb), or encodes the target (space latent).", optional=True)),
-        outputs=(Output(TYPE, "loss", "For Universal Guidance and other nodes that take a loss."),),
+        outputs=(Output(TYPE, "loss", "For Universal Guidance and other nodes that take a loss." if cls.differentiable else "Values only: for the particle samplers."),),
         run=_run(cls),
         part_of=part_of,
         help=(rest or summary) + "\n\nu: the clean estimate at each step; one value per picture of the batch. A mask chooses what counts, and is brought to the size of what is compared.\n")
@@ -87,7 +87,7 @@ def _together(a, b, how, weight_a, weight_b):
     return (parts[0] + parts[1] if how == "sum" else LossMax(tuple(parts)),)
 
 
-NODES = (*map(loss_node, _classes()), NodeDef(
+NODES = (*map(_node, _classes()), NodeDef(
     node_id="LodestarCombineLosses",
     title="Combine Losses",
     category=category("loss"),
