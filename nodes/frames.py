@@ -6,7 +6,7 @@ from ..guidance.loss.solvers.observation import ObservationSelfGuidance
 from ..guidance.loss.solvers.reference import ReferenceSequenceGuidance
 from ._define import Input, NodeDef, Output, category
 from .losses import TYPE, _node as loss_node
-from .solvers import solver_node
+from .solvers import _node as solver_node
 
 
 def _frames(loss, frames, over, ratio, context, shrink):

@@ -3,7 +3,7 @@ from ..guidance.loss.motion import FlowMotion
 from ..guidance.loss.solvers.motion import MotionGuidance
 from ._define import Input, NodeDef, Output, Shown, category
 from .losses import _node as loss_node
-from .solvers import solver_node
+from .solvers import _node as solver_node
 
 NONE = "none in models/optical_flow"
 FLOW, NETWORK = "LODESTAR_FLOW", "LODESTAR_FLOW_NETWORK"

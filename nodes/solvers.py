@@ -15,7 +15,7 @@ from ..guidance.loss.solvers.universal import UniversalGuidanceSampler
 from ._define import NodeDef, Output, about, inputs_of
 
 
-def solver_node(cls):
+def _node(cls):
     """The node of a method that is a sampler."""
     def run(**values):
         method = cls(**values).validate()
@@ -24,5 +24,5 @@ def solver_node(cls):
     return NodeDef(**about(cls), inputs=inputs_of(cls), run=run, outputs=(Output("SAMPLER", "sampler", "For SamplerCustom and SamplerCustomAdvanced."),))
 
 
-NODES = tuple(map(solver_node, (NullSpaceSampler, PseudoinverseGuidance, DiffusionPosteriorSampling, ManifoldPreservingGuidance, REDdiff, RePaint, LatentPosteriorSampling, LossGuidedDiffusion,
+NODES = tuple(map(_node, (NullSpaceSampler, PseudoinverseGuidance, DiffusionPosteriorSampling, ManifoldPreservingGuidance, REDdiff, RePaint, LatentPosteriorSampling, LossGuidedDiffusion,
                            ReSample, TrainingFreeGuidance, UniversalGuidanceSampler, GeoGuide, Dreamguider)))

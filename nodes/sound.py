@@ -5,7 +5,7 @@ from ..guidance.loss.solvers.sound import SoundGuidance
 from ..guidance.loss.sound import TASKS, SoundContext, SoundStyle, SpectralSound
 from ._define import Input, NodeDef, Output, category, inputs_of
 from .losses import TYPE
-from .solvers import solver_node
+from .solvers import _node as solver_node
 
 SERVES = SoundGuidance.node_id
 _time = dict(min=0.0, max=36000.0, step=0.1)
