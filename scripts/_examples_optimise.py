@@ -47,13 +47,14 @@ def _noise(definitions, definition, name):
 
 
 def _text(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: {definition.description} Here what is in the mask turns yellow (a counterfactual); everything else is kept. Above changed, below the picture of the start.",
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Here the red circle in the mask turns yellow (a counterfactual); everything else is kept. Above changed, below the picture of the start.",
                   "a red circle left of a blue square")
     g = scene.graph
     mask = _box(g, g.add("SolidMask", "What stays", value=0.0, width=SIZE, height=SIZE)[0], 0, 0, SIZE // 2, SIZE, "What may change")
-    loss = g.add("LodestarColouredShapeLoss", model=scene.model, mask=mask, space="small", colour="#f2d91a", others=f"{OTHERS}; #e61f24; #1f40d9", shape=0.0, size=100.0, area=0.1)[0]
+    region = _box(g, g.add("SolidMask", "Where it is not", value=0.0, width=SIZE, height=SIZE)[0], 28, 42, 44, 44, "Where the circle is")
+    loss = g.add("LodestarColouredShapeLoss", model=scene.model, mask=mask, region=region, space="small", colour="#f7e626", others=f"{OTHERS}; #e61f24; #1f40d9", softness=0.3)[0]
     wires = dict(model=scene.model, positive=scene.positive, negative=scene.negative, latent_image=scene.latent, loss=loss, mask=mask)
-    found = g.add(definition.node_id, **wires, iterations=16, steps=SHORT, cfg=3.0, seed=SEED, rate=0.03, keep=10.0, blend=0.5)
+    found = g.add(definition.node_id, **wires, iterations=14, steps=SHORT, cfg=3.0, seed=SEED, rate=0.06, keep=1.0, blend=0.5)
     scene.save(found[0], name, "Changed")
     plain = g.add("KSampler", "The picture of the start", model=scene.model, seed=SEED, steps=SHORT, cfg=3.0, sampler_name="euler", scheduler="normal", positive=scene.positive, negative=scene.negative,
                   latent_image=scene.latent)[0]
