@@ -82,8 +82,9 @@ def test_the_gradient_is_masked_where_the_latent_is(modern, monkeypatch):
     assert seen[-1].abs().min() > 0
 
 
-def lazy(patcher):
-    """The MODEL's weights come through a function at every use, as those do that the host keeps elsewhere; the functions it calls are counted."""
+def lazy():
+    """A MODEL whose weights come through a function at every use, as those do that the host keeps elsewhere; and how often."""
+    from comfy.patcher_extension import CallbacksMP
     from lodestar.tests import tiny
     with torch.inference_mode():      # as a loader's, not as the sampler's
         patcher = tiny.unet()
@@ -92,11 +93,12 @@ def lazy(patcher):
     def brought(weight):
         count[0] += 1
         return weight * 1.0
-    for module in patcher.model.diffusion_model.modules():
-        if hasattr(module, "comfy_cast_weights"):
-            module.comfy_cast_weights = True
-            if hasattr(module, "weight_function"):
-                module.weight_function = [brought] if isinstance(module.weight_function, list) else brought
+
+    def install(*_):
+        for module in patcher.model.diffusion_model.modules():
+            if hasattr(module, "weight_function") and hasattr(module, "comfy_cast_weights"):
+                module.comfy_cast_weights, module.weight_function = True, [brought]
+    patcher.add_callback(CallbacksMP.ON_LOAD, install)      # loading puts them away
     return patcher, count
 
 
@@ -104,10 +106,24 @@ def lazy(patcher):
 def test_offloaded_weights_give_the_same_gradient(modern, route):
     lab = modern
     here = lab.euler(model=lab.guided(lab.models["unet"], route))
-    patcher, count = lazy(lab.models["unet"])
+    patcher, count = lazy()
     out = lab.euler(model=lab.guided(patcher, route))
     assert count[0] > 0
     torch.testing.assert_close(out, here, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_not_streamed_into_shared_buffers_while_a_graph_is_kept(modern, monkeypatch):
+    """What streams bring lies in buffers that are used again before the backward pass."""
+    import comfy.model_management as management
+    lab, seen = modern, []
+    monkeypatch.setattr(management, "NUM_STREAMS", 2)
+    handle = lab.models["unet"].model.diffusion_model.register_forward_hook(lambda module, given, out: seen.append((out.requires_grad, management.NUM_STREAMS)))
+    try:
+        lab.euler(model=lab.guided(lab.models["unet"], "network"), steps=1)
+        lab.euler(steps=1)
+    finally:
+        handle.remove()
+    assert set(seen) == {(True, 0), (False, 2)} and management.NUM_STREAMS == 2
 
 
 @pytest.mark.newest
@@ -115,7 +131,7 @@ def test_offloaded_weights_are_not_all_kept_for_the_way_back_with_checkpoints(mo
     from lodestar.bench.gradients import watched
     lab, most = modern, {}
     for route in ("network", "checkpoint"):
-        model = lab.guided(lazy(None)[0], route)
+        model = lab.guided(lazy()[0], route)
         with watched() as memory:
             lab.euler(model=model, steps=1)
         most[route] = memory.most
