@@ -25,10 +25,10 @@ def _inversion(definitions, definition, name):
     picture = scene.decode(scene.sample(title="Makes a picture"))
     g.add("SaveImage", "The picture", images=picture, filename_prefix=f"lodestar/{name}_picture")
     encoded = g.add("VAEEncode", pixels=picture, vae=scene.vae)[0]
-    found = g.add(definition.node_id, model=scene.model, positive=scene.positive, negative=scene.negative, latent_image=encoded, steps=STEPS, cfg=3.0)
+    found = g.add(definition.node_id, model=scene.model, positive=scene.positive, negative=scene.negative, latent_image=encoded, steps=STEPS, cfg=3.0, strength=0.7)
     scene.save(scene.custom(found[3], found[2], found[1], cfg=3.0), name, "The picture again")
     other = g.add("CLIPTextEncode", "Another prompt", text=PROMPT.replace("blue", "red"), clip=scene.clip)[0]
-    scene.save(scene.custom(found[3], found[2], found[1], positive=other, cfg=CFG), f"{name}_edited", "Edited")
+    scene.save(scene.custom(found[3], found[2], found[1], positive=other, cfg=3.0), f"{name}_edited", "Edited")
     return g
 
 

@@ -57,7 +57,7 @@ def test_old_hosts_name_what_needs_no_gradient(lab, node_id):
 
 @pytest.mark.method("LodestarUniversalGuidance")
 def test_losses_by_universal_guidance_in_half_precision(lab):
-    """Every loss of the menu that can do without a decoder through Universal Guidance, in bf16 or fp16: finite, and it acts."""
+    """Every loss that can do without a VAE through Universal Guidance, in bf16 or fp16: finite, and it acts."""
     from lodestar.guidance.host.attach import attach
     from lodestar.guidance.loss.universal import UniversalGuidance
     from lodestar.nodes.losses import _classes
