@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import Method, param
 from ..samplers.cfgpp import signal
 from .ddim import SCHEDULERS
@@ -15,7 +15,7 @@ PAPER = "EDICT: Exact Diffusion Inversion via Coupled Transformations"
 MIX = "Share of its own that each of the two states keeps at every step: 1 couples them by their predictions alone, lower draws them together, but undoing a step then makes errors larger by 1 / mix."
 
 
-@dataclass(frozen=True)
+@frozen
 class EDICTSampler(Method):
     """Samples two coupled states, each moved by the prediction of the other: every step can be undone exactly, in constant memory.
 
@@ -45,7 +45,7 @@ class EDICTSampler(Method):
     apart: Any = None      # y - x of the first states, where they are not the same [batch, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class EDICTInversion(Method):
     """Finds the two states from which the EDICT Sampler makes a given picture, exactly and under CFG; sampling again from them gives the picture back, or an edited one.
 
@@ -72,7 +72,7 @@ class EDICTInversion(Method):
     strength: float = param(1.0, "How far up the schedule to go: 1 ends in noise, 0.5 stops half way.", 0.01, 1.0, 0.01, advanced=True)
 
 
-@dataclass(frozen=True)
+@frozen
 class Step:
     """One coupled step between levels s and s_next; turn: its number, odd ones move the second state first."""
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..frozen import frozen
 from ..gradients import LOSS_SCALE, plain_context
 from ..inversion.chains import Coupled, Plain
 from ..inversion.ddim import SCHEDULERS
@@ -33,7 +34,7 @@ def rescaled(u, length, free=None):
     return u * scale if free is None else torch.where(free > 0, u * scale, u)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SearchMethod(Method):
     """What the optimisers of a whole sampling run share: the loss, the run, and the memory it takes."""
 
@@ -65,7 +66,7 @@ class Best:
         self.kept = tuple(torch.where(better.view(-1, *[1] * (t.ndim - 1)), t.detach(), k) for t, k in zip(tensors, self.kept))
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class OptimiseInitialNoise(SearchMethod):
     """Optimises the noise that a picture begins with, so that the finished picture has a small loss: the gradient comes back through every step of the sampler.
 

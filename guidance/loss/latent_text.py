@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..inversion.chains import Plain
 from ..inversion.ddim import SCHEDULERS
 from ..method import BadInput, param, socket
@@ -49,7 +49,7 @@ def estimate_weights(count):
     return [2 * (j + 1) / (count * (count + 1)) for j in range(count)]
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class OptimiseLatentAndText(SearchMethod):
     """Optimises the first noise and what the tokens of the prompts are, step by step, so that the finished picture has a small loss; with a mask the rest of the picture stays.
 

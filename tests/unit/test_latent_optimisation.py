@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.inverse.levels import noise_source
 from lodestar.guidance.loss.base import Loss
 from lodestar.guidance.loss.initial_noise import OptimiseInitialNoise, rescaled
@@ -18,7 +19,7 @@ NOISE, TEXT = pytest.mark.method(OptimiseInitialNoise.node_id), pytest.mark.meth
 PLAIN = lambda checkpoint=False: torch.enable_grad()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Quadratic(Loss):
     """Mean square of z - target, per sample."""
 
