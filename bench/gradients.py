@@ -188,7 +188,7 @@ def measurement(bench):
         mask = torch.ones(1, *bench.shape[-2:])
         mask[:, :, bench.shape[-1] // 2:] = 0
         operator = Inpainting(mask=mask)
-        return Measurement(operator, operator.measure(torch.zeros(1, *bench.shape)), 0.0, "latent", None)
+        return Measurement(operator, operator.measure(torch.zeros(1, *bench.shape)))
 
 
 def run(args, version):
