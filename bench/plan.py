@@ -49,7 +49,7 @@ class Setup:
     """One way to sample. prompts: "captions", "empty", "colourless" or "placed" (two objects, no place), "regional" (the
     objects are in the regions' prompts alone), "pictured" (the prompt names their shapes alone), "graph" (like "placed", with the scenes' relations for a layout), "edit" (captions with another colour
     for the first object, each sampled beside its own caption with the same noise), "styled", "together", "moved", "crossed", "hole", "viewed" (bench.references: pictures
-    that look at another one); task: "sample", "inversion" or "inpaint" (the rest of the wanted picture is known); steps: None takes the bench's;
+    that look at another one); task: "sample", "inversion", "search" (the noise is optimised) or "inpaint" (the rest of the wanted picture is known); steps: None takes the bench's;
     size: side of the latent where it is not the trained one."""
 
     label: str

@@ -239,7 +239,9 @@ class Subject:
         with torch.inference_mode(), self.counting() as rows:
             begin = time.perf_counter()
             if setup.task == "inversion":
-                out = self._round_trip(setup, batch, positive, steps)
+                out = self._round_trip(setup, batch, positive, negative, steps)
+            elif setup.task == "search":
+                out = self._search(setup, batch, positive, negative, steps)
             else:
                 noise = torch.cat([c.noise(setup.size) for c in batch for _ in range(2 if c.source else 1)])
                 guider = comfy.samplers.CFGGuider(self.guided(setup, batch))
@@ -254,23 +256,41 @@ class Subject:
             out = torch.cat((out[1::2], out[0::2]), 1)
         return out.float().cpu(), rows[0] / len(batch), seconds
 
-    def _round_trip(self, setup, batch, positive, steps):
+    def _round_trip(self, setup, batch, positive, negative, steps):
         """The pictures' latents after inversion and replay."""
         import comfy.samplers
         import comfy.utils
 
-        from ..guidance.host.inversion import invert
+        from ..guidance.host import inversion, sampler_edict
+        from ..guidance.inversion.edict import EDICTInversion
         method = replace(self.build(setup.methods[0], batch), steps=steps, scheduler=SCHEDULER, cfg=setup.cfg)
         before, comfy.utils.PROGRESS_BAR_ENABLED = getattr(comfy.utils, "PROGRESS_BAR_ENABLED", True), False
         try:
-            _, noise, sigmas = invert(method, self.model, positive, None, {"samples": self.target(batch)})
+            _, noise, sigmas, *sampler = (sampler_edict if isinstance(method, EDICTInversion) else inversion).invert(
+                method, self.model, positive, None if setup.cfg == 1.0 else negative, {"samples": self.target(batch)})
         finally:
             comfy.utils.PROGRESS_BAR_ENABLED = before
         empty = torch.zeros(len(batch), *SHAPE)
         guider = comfy.samplers.CFGGuider(self.model)
-        guider.set_conds(positive, positive)
-        guider.set_cfg(1.0)
-        return guider.sample(noise.generate_noise({"samples": empty}), empty, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+        guider.set_conds(positive, positive if setup.cfg == 1.0 else negative)
+        guider.set_cfg(setup.cfg)
+        return guider.sample(noise.generate_noise({"samples": empty}), empty, sampler[0] if sampler else comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+
+    def _search(self, setup, batch, positive, negative, steps):
+        """The pictures' latents after their noise (and text) was optimised."""
+        import comfy.utils
+
+        from ..guidance.host.optimise import search
+
+        class Given:
+            def generate_noise(self, latent):
+                return torch.cat([c.noise() for c in batch])
+        method = replace(self.build(setup.methods[0], batch), steps=steps, scheduler=SCHEDULER, cfg=setup.cfg)
+        before, comfy.utils.PROGRESS_BAR_ENABLED = getattr(comfy.utils, "PROGRESS_BAR_ENABLED", True), False
+        try:
+            return search(method, self.model, positive, negative, {"samples": torch.zeros(len(batch), *SHAPE)}, None, Given())[0]["samples"]
+        finally:
+            comfy.utils.PROGRESS_BAR_ENABLED = before
 
     def pictures(self, latents):
         """Unclamped pictures [n, 3, 64, 64] by the linear autoencoder."""
