@@ -14,7 +14,7 @@ def _edict(definitions, definition, name):
     g = scene.graph
     sigmas = g.add("BasicScheduler", model=scene.model, scheduler="normal", steps=STEPS)[0]
     noise = g.add("RandomNoise", noise_seed=SEED)[0]
-    scene.save(scene.custom(g.add(definition.node_id)[0], sigmas, noise), name, "EDICT")
+    scene.save(scene.custom(g.add(definition.node_id, mix=0.8)[0], sigmas, noise), name, "EDICT")
     scene.save(scene.custom(g.add("KSamplerSelect", sampler_name="euler")[0], sigmas, noise), f"{name}_without", "Euler")
     return g
 

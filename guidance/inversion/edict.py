@@ -30,7 +30,8 @@ class EDICTSampler(Method):
     paper's formula in variance-preserving coordinates); on flow models, which are not in the paper, k = 1. Both states begin with the same noise; the picture is x.
     In states of double precision the round trip is exact but for the network's own rounding; the pair is kept so where the device has it.
 
-    Default: mix 0.93, as in the paper. Cost: 2 evaluations a step. Limits: first order in the step; few steps leave the two states apart, and the picture of one is then a little rough.
+    Default: mix 0.93, as in the paper, for 50 steps; with fewer the two states come apart and the picture gets rough: take about 0.8 at 20 steps. (A Gaussian mixture under CFG 3, root mean square error
+    against 900 Euler steps: 20 steps 0.35 with 0.93, 0.02 with 0.8, Euler 0.05; 50 steps 0.01, 0.01, 0.02.) Cost: 2 evaluations a step. Limits: first order in the step.
     Methods that remember earlier steps (momentum) are not undone by going back.
     """
 
@@ -55,7 +56,8 @@ class EDICTInversion(Method):
     The state is a pair: the noise holds the first, the sampler that this node gives holds how far the second one is away. Sample with both, the schedule of this node and an empty latent (or the
     inverted picture) of the same size.
     Defaults: mix 0.93, cfg 3 (the paper's for editing), 30 steps (50 in the paper). strength: how far up the schedule to go; the paper edits from 0.8.
-    Cost: 2 evaluations a step. Limits: errors of undoing grow by 1 / mix twice a step: with half-precision networks and many steps raise mix. Noise masks of the latent are not used.
+    Cost: 2 evaluations a step. Limits: going up, what the two states differ by grows by 1 / mix twice a step: the picture comes back exactly all the same, but far up, with a low mix or a high cfg, the states
+    are no longer what the network knows as noise, and edits break. Edit from part of the way, with many steps. Noise masks of the latent are not used.
     """
 
     node_id = "LodestarEDICTInversion"

@@ -80,7 +80,7 @@ class OptimiseInitialNoise(SearchMethod):
     way, whatever the number of steps. `recompute_blocks` keeps the activations of one block of the network.
     Paper: Wallace, Gokul, Ermon, Naik, "End-to-End Diffusion Latent Optimization Improves Classifier Guidance", arXiv 2303.13703. Defaults as released: 50 iterations, momentum 0.9, clip 0.001,
     perturbation 0.0001, mix 0.93, cfg 7.5; of our own: 20 steps (50 there), memory checkpoint (invertible there), and the best picture is kept, not the last. The clip makes steps of one size
-    out of nearly every gradient; the noise can move by about iterations x clip / (1 - momentum): with fewer iterations take a larger clip.
+    out of nearly every gradient; the noise can move by about iterations x clip / (1 - momentum): with fewer iterations take a larger clip. Invertible with 20 steps: mix about 0.8.
     Sample again from the noise with the sampler and the schedule of this node. A noise mask on the latent is kept: only what it marks moves. Every entry of a batch has a noise and a loss of its own.
     Cost: iterations x steps x about 5 evaluations (checkpoint: 1 there, 1 with its backward pass), twice that for invertible; CFG doubles it. Few-step models make it practical.
     Limits: methods of this pack on the MODEL take part if they neither steer by gradients nor remember earlier steps; windows and schedules of losses do not count, there is only the end. Half
