@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._examples import CFG, PROMPT, SEED, SIZE, STEPS, Scene
+from ._examples import CFG, SEED, SIZE, STEPS, Scene
 from ._examples_weights import _box
 
 TWO, SHORT = "a red circle and a blue square", 8
@@ -20,15 +20,13 @@ def _edict(definitions, definition, name):
 
 
 def _inversion(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: a picture is made, encoded, inverted under CFG; from its two states come the picture again, and one with another prompt.")
+    scene = Scene(definitions, f"{definition.title}: a picture is made, encoded, inverted under CFG; from its two states comes the picture again. Sample with another prompt from part of the way (strength 0.5, say) for an edit.")
     g = scene.graph
     picture = scene.decode(scene.sample(title="Makes a picture"))
     g.add("SaveImage", "The picture", images=picture, filename_prefix=f"lodestar/{name}_picture")
     encoded = g.add("VAEEncode", pixels=picture, vae=scene.vae)[0]
-    found = g.add(definition.node_id, model=scene.model, positive=scene.positive, negative=scene.negative, latent_image=encoded, steps=STEPS, cfg=3.0, strength=0.7)
+    found = g.add(definition.node_id, model=scene.model, positive=scene.positive, negative=scene.negative, latent_image=encoded, steps=STEPS, cfg=3.0)
     scene.save(scene.custom(found[3], found[2], found[1], cfg=3.0), name, "The picture again")
-    other = g.add("CLIPTextEncode", "Another prompt", text=PROMPT.replace("blue", "red"), clip=scene.clip)[0]
-    scene.save(scene.custom(found[3], found[2], found[1], positive=other, cfg=3.0), f"{name}_edited", "Edited")
     return g
 
 
