@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import distilled, layout, motion, references
+from . import distilled, layout, motion, pairs, references
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -194,6 +194,10 @@ class Subject:
         if text == "$outlines_lora":
             from ..guidance.attention.condition_lora import parse
             return parse(read("condition_outlines"), "bench", "lora")
+        if text == "$depth_pair":
+            from ..demo.unicon import NAME
+            from ..guidance.attention.joint_lora import parse
+            return parse(read(NAME), "bench", "weights")
         if text == "$record":
             from ..guidance.inspection.inspector import Record
             return Record()
@@ -214,8 +218,10 @@ class Subject:
         import comfy.samplers
         if setup.sampler is None:
             return comfy.samplers.sampler_object("euler")
-        from ..guidance.host.sampler_cfgpp import sampler
-        return sampler(self.build(setup.sampler, batch))
+        from ..guidance.host import sampler_cfgpp, sampler_inverse
+        from ..guidance.inverse.solver import Solver
+        method = self.build(setup.sampler, batch)
+        return (sampler_inverse if isinstance(method, Solver) else sampler_cfgpp).sampler(method)
 
     def sigmas(self, steps):
         import comfy.samplers
@@ -247,9 +253,9 @@ class Subject:
         with torch.inference_mode(), self.counting() as rows:
             begin = time.perf_counter()
             if setup.task == "inversion":
-                out = self._round_trip(setup, batch, positive, negative, steps)
-            elif setup.task == "search":
-                out = self._search(setup, batch, positive, negative, steps)
+                out = self._round_trip(setup, batch, positive, steps)
+            elif setup.task in pairs.TASKS:
+                out = pairs.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in ("distil", "composite"):
                 out = getattr(distilled, setup.task)(self, setup, batch, positive, negative, steps)
             else:
@@ -266,41 +272,23 @@ class Subject:
             out = torch.cat((out[1::2], out[0::2]), 1)
         return out.float().cpu(), rows[0] / len(batch), seconds
 
-    def _round_trip(self, setup, batch, positive, negative, steps):
+    def _round_trip(self, setup, batch, positive, steps):
         """The pictures' latents after inversion and replay."""
         import comfy.samplers
         import comfy.utils
 
-        from ..guidance.host import inversion, sampler_edict
-        from ..guidance.inversion.edict import EDICTInversion
+        from ..guidance.host.inversion import invert
         method = replace(self.build(setup.methods[0], batch), steps=steps, scheduler=SCHEDULER, cfg=setup.cfg)
         before, comfy.utils.PROGRESS_BAR_ENABLED = getattr(comfy.utils, "PROGRESS_BAR_ENABLED", True), False
         try:
-            _, noise, sigmas, *sampler = (sampler_edict if isinstance(method, EDICTInversion) else inversion).invert(
-                method, self.model, positive, None if setup.cfg == 1.0 else negative, {"samples": self.target(batch)})
+            _, noise, sigmas = invert(method, self.model, positive, None, {"samples": self.target(batch)})
         finally:
             comfy.utils.PROGRESS_BAR_ENABLED = before
         empty = torch.zeros(len(batch), *SHAPE)
         guider = comfy.samplers.CFGGuider(self.model)
-        guider.set_conds(positive, positive if setup.cfg == 1.0 else negative)
-        guider.set_cfg(setup.cfg)
-        return guider.sample(noise.generate_noise({"samples": empty}), empty, sampler[0] if sampler else comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
-
-    def _search(self, setup, batch, positive, negative, steps):
-        """The pictures' latents after their noise (and text) was optimised."""
-        import comfy.utils
-
-        from ..guidance.host.optimise import search
-
-        class Given:
-            def generate_noise(self, latent):
-                return torch.cat([c.noise() for c in batch])
-        method = replace(self.build(setup.methods[0], batch), steps=steps, scheduler=SCHEDULER, cfg=setup.cfg)
-        before, comfy.utils.PROGRESS_BAR_ENABLED = getattr(comfy.utils, "PROGRESS_BAR_ENABLED", True), False
-        try:
-            return search(method, self.model, positive, negative, {"samples": torch.zeros(len(batch), *SHAPE)}, None, Given())[0]["samples"]
-        finally:
-            comfy.utils.PROGRESS_BAR_ENABLED = before
+        guider.set_conds(positive, positive)
+        guider.set_cfg(1.0)
+        return guider.sample(noise.generate_noise({"samples": empty}), empty, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
 
     def pictures(self, latents):
         """Unclamped pictures [n, 3, 64, 64] by the linear autoencoder."""
