@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import layout, references, stats
+from . import given, layout, references, stats
 from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
@@ -52,6 +52,8 @@ class Measured:
             return stats.ssim(pictures, self.subject.pictures(self.before)[self.main])
         if metric == "ssim":
             return stats.ssim(pictures, base.pictures[base.main])
+        if metric in given.METRICS:
+            return given.METRICS[metric](self.readings())
         found = [self.cases[i] for i in self.main]
         if metric in references.METRICS:
             return references.values(metric, pictures, found, self.readings(), lambda scenes: self.subject.pictures(self.subject.rendered(scenes)))

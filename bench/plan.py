@@ -6,7 +6,7 @@ string: "$weak" (a weakened copy of the generator), "$target" (a target loss per
 embedding of each caption), "$outlines" (the outlines of each caption's scene as a latent; "$outlines_lora": the bundled
 LoRA for them), "$letters" (what the bundled reader is to read; "$reader": that reader; "$vae"), "$pair" (the tokens of an edit that changes words in their places),
 "$reference", "$appearance" (LATENTs of the scenes that pictures look at; "$reference_words", "$appearance_words" their prompts), "$empty" (the prompt without text),
-"$subjects" (both objects as subjects of the bundled image adapter), "$camera" (the warp of bench.references.camera), "$caption" (the whole captions as a conditioning).
+"$subjects" (both objects as subjects of the bundled image adapter), "$decoder" (the VAE's, for losses), names of bench.given (what losses through encoders take), "$camera" (the warp of bench.references.camera), "$caption" (the whole captions as a conditioning).
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIRECTIONS = ("lower", "higher", "not lower", "not higher", "at least", "at most
 
 @dataclass(frozen=True)
 class Use:
-    """A method of guidance/ with its parameters: path "rules.apg:AdaptiveProjectedGuidance"."""
+    """A method or loss of guidance/ with its parameters: path "rules.apg:AdaptiveProjectedGuidance". A parameter may be a Use itself: a loss for example."""
 
     path: str
     values: tuple = ()
@@ -36,8 +36,8 @@ class Use:
 
     @property
     def source(self):
-        """The text of the method's file: a result is good as long as it does not change."""
-        return Path(inspect.getsourcefile(self.cls)).read_text(encoding="utf-8")
+        """The text of the method's file, and of those in it: a result is good as long as it does not change."""
+        return Path(inspect.getsourcefile(self.cls)).read_text(encoding="utf-8") + "".join(v.source for _, v in self.values if isinstance(v, Use))
 
 
 def use(path, **values):

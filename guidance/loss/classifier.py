@@ -34,6 +34,13 @@ def chosen(text, network, node, field_name, of_cells=False):
     return found
 
 
+def shared(t, lines, node, field_name, axis=0):
+    """t cut along its pictures into as many equal parts as there are lines: one line is for all, several are one for each."""
+    if t.shape[axis] % len(lines):
+        raise BadInput(node, field_name, f"{len(lines)} lines", f"Write one line, or one for each of the {t.shape[axis]} pictures.")
+    return t.split(t.shape[axis] // len(lines), axis)
+
+
 @dataclass(frozen=True, eq=False)
 class ClassifierLoss(CutoutLoss):
     """What a classifier makes of the picture: a class, the border between classes, what two classifiers disagree on, or a neuron.
@@ -118,11 +125,8 @@ class ClassifierLoss(CutoutLoss):
             return -seen[:, self.neuron].mean((1, 2))
         logits = self.logits(network, u, m, context)       # [views, n, classes]
         lines, among = self.wanted_classes(network)
-        if len(lines) > 1 and u.shape[0] % len(lines):
-            raise BadInput(self.title, "classes", f"{len(lines)} lines", f"Write one line, or one for each of the {u.shape[0]} pictures.")
-        each = u.shape[0] // len(lines) if len(lines) > 1 else u.shape[0]
-        parts = [self.objective_of(logits[:, i * each:(i + 1) * each], line, among) for i, line in enumerate(lines)]
-        return torch.cat(parts, 1).mean(0)
+        parts = shared(logits, lines, self.title, "classes", 1)
+        return torch.cat([self.objective_of(part, line, among) for part, line in zip(parts, lines)], 1).mean(0)
 
     def logits(self, network, u, m, context):
         """[views, n, classes], once a step."""
@@ -155,6 +159,12 @@ class ClassifierLoss(CutoutLoss):
 FORMS = ("cross-entropy", "dice")
 
 
+def _gap(f, inside):
+    """log p / (1 - p) [n, 1, h, w] of the classes `inside` together, of logits [n, classes, h, w]."""
+    others = [n for n in range(f.shape[1]) if n not in inside]
+    return f[:, inside].logsumexp(1, keepdim=True) - f[:, others].logsumexp(1, keepdim=True)
+
+
 @dataclass(frozen=True, eq=False)
 class SegmentationLoss(EncoderLoss):
     """Where a segmentation network sees a class: inside a region, and not elsewhere.
@@ -176,7 +186,7 @@ class SegmentationLoss(EncoderLoss):
 
     network: Any = socket("LODESTAR_NETWORK", "The segmentation network, from Load Vision Network.")
     region: Any = socket("MASK", "Where the class is to be.")
-    label: str = param("0", "The class, by number or name; several, separated by commas, count as one.")
+    label: str = param("0", "The class, by number or name; several, separated by commas, count as one. Several lines: one for each picture of the batch.")
     form: str = param("cross-entropy", "cross-entropy: cell by cell; dice: by the overlap.", choices=FORMS)
     outside: float = param(1.0, "cross-entropy: how much the rest of the picture counts; 0 leaves it free.", 0.0, 100.0, 0.05)
 
@@ -186,14 +196,17 @@ class SegmentationLoss(EncoderLoss):
             raise BadInput(self.title, "network", self.network.name, "A head on an embedding sees no cells; connect an FCN, or a VGG with a head.")
         if self.region is None or not bool((self.region > 0).any()):
             raise BadInput(self.title, "region", "empty", "Nothing is marked in the region; paint white where the class is to be.")
-        chosen(self.label, self.network, self.title, "label", True)
+        self.labels()
         return self
+
+    def labels(self):
+        """[[numbers] for each line]."""
+        return [[n for n, _ in chosen(line, self.network, self.title, "label", True)] for line in lines_of(self.label) or [""]]
 
     def measure(self, u, m, context):
         f = context.once(("cells", self.network.key), u, lambda: self.network.cells(sized(u.float(), self.network.side)))
-        inside = [n for n, _ in chosen(self.label, self.network, self.title, "label", True)]
-        others = [n for n in range(f.shape[1]) if n not in inside]
-        gap = f[:, inside].float().logsumexp(1, keepdim=True) - f[:, others].float().logsumexp(1, keepdim=True)      # log p / (1 - p)
+        lines = self.labels()
+        gap = torch.cat([_gap(part.float(), line) for part, line in zip(shared(f, lines, self.title, "label"), lines)])
         r = self.region.to(gap)
         r = self._each(F.interpolate((r if r.ndim == 3 else r[None])[:, None], f.shape[-2:], mode="area"), u, "region")
         if self.form == "dice":

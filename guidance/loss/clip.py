@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..method import BadInput, param, socket
-from .encoder import CutoutLoss, embedding_of, unit
+from .encoder import SeveralLoss, embedding_of, unit
 
 MODES = ("cosine", "spherical", "cross-entropy")
 INVERSE_TEMPERATURE = 100.0      # of CLIP's softmax
@@ -37,7 +37,7 @@ def fitting(texts, width, node):
 
 
 @dataclass(frozen=True, eq=False)
-class CLIPText(CutoutLoss):
+class CLIPText(SeveralLoss):
     """How far the picture is from a text, by an encoder of pictures and texts: CLIP guidance.
 
         e = E(u) / |E(u)|,   t_k = T(text_k) / |T(text_k)|
@@ -60,7 +60,6 @@ class CLIPText(CutoutLoss):
 
     clip_vision: Any = socket("CLIP_VISION", "The image encoder.")
     mode: str = param("cosine", "cosine: by the angle's cosine; spherical: by the squared angle, which pulls harder from far away; cross-entropy: more like this text than like the others.", choices=MODES)
-    each: bool = param(False, "Off: every line counts for every picture. On: the first line is for the first picture of the batch, and so on.", label="one line for each picture", advanced=True)
     texts: Any = None       # [p, d]
     others: Any = None      # [q, d]
 
@@ -77,7 +76,7 @@ class CLIPText(CutoutLoss):
     def compared(self, e, u):
         """[views, n] of unit embeddings [views, n, d]."""
         t = unit(fitting(self.texts, e.shape[-1], self.title)).to(e)
-        wanted = self._each(t, u, "text")[None, :, None] if self.each else t[None, None]      # [1, n or 1, p, d]
+        wanted = self.among(t, u, "text")
         if self.mode != "cross-entropy":
             return distance(e[:, :, None], wanted, self.mode).mean(-1)
         others = unit(fitting(self.others, e.shape[-1], self.title)).to(e)
@@ -89,7 +88,7 @@ IMAGE_MODES = ("picture", "direction")
 
 
 @dataclass(frozen=True, eq=False)
-class CLIPImage(CutoutLoss):
+class CLIPImage(SeveralLoss):
     """How far the picture is from given ones, or how far its change from a source is from the change between two texts, by an image encoder.
 
         e = E(u) / |E(u)|
@@ -123,7 +122,7 @@ class CLIPImage(CutoutLoss):
         e = self.embeddings(self.clip_vision, u, m, context)
         y = unit(embedding_of(self.reference("image", self.clip_vision, self.target, u, mask=self.image_mask), self.title)).to(e)
         if self.mode == "picture":
-            return (1 - e @ y.T).mean(-1).mean(0)
+            return distance(e[:, :, None], self.among(y, u, "image")).mean((0, 2))
         t = unit(fitting(self.texts, e.shape[-1], self.title)).to(e)
         along = unit(t[:1] - t[1:])
         moved = e - self._each(y, u, "image")[None]

@@ -149,6 +149,17 @@ class CutoutLoss(EncoderLoss):
         return embedding_of(seen, self.title)
 
 
+@dataclass(frozen=True, eq=False)
+class SeveralLoss(CutoutLoss):
+    """Base of those that compare with several texts or pictures: all of them with every picture, or one with each."""
+
+    each: bool = param(False, "Off: all texts or pictures given count for every picture of the batch. On: the first is for the first picture, and so on.", label="one for each picture", advanced=True)
+
+    def among(self, t, u, name):
+        """Given vectors [k, d] as [1, n or 1, k or 1, d], to be compared with [views, n, 1, d]."""
+        return self._each(t, u, name)[None, :, None] if self.each else t[None, None]
+
+
 def embedding_of(seen, node, field_name="clip_vision"):
     """The embedding; BadInput for an encoder that has none."""
     if seen.embedding is None:

@@ -6,14 +6,14 @@ from typing import Any
 
 from ..method import BadInput, param, socket
 from .clip import distance, fitting
-from .encoder import CutoutLoss, embedding_of, numbers, unit
+from .encoder import SeveralLoss, embedding_of, numbers, unit
 from .style import gram
 
 KINDS = ("semantic", "style", "structure")
 
 
 @dataclass(frozen=True, eq=False)
-class SemanticGuidance(CutoutLoss):
+class SemanticGuidance(SeveralLoss):
     """A text and a picture lead together: what the text says, with the meaning, the style or the structure of the picture.
 
         loss = text_weight (1 - e t) + image_weight d(u, y)                e, t unit embeddings of picture and text, y the given picture
@@ -21,7 +21,7 @@ class SemanticGuidance(CutoutLoss):
         style:      d = mean over layers of  mean (G_l - G_l*)^2 / mean G_l*^2        Gram matrices
         structure:  d = mean over layers of  mean (F_l - F_l*)^2 / mean F_l*^2        maps, place by place
 
-    Connect a CLIP and a text, a picture, or both.
+    Connect a CLIP and a text, a picture, or both. Several texts are averaged, or are one for each picture.
     Paper: Liu et al., "More Control for Free! Image Synthesis with Semantic Diffusion Guidance", arXiv 2112.05744 (released sdg/guidance.py). Weights as there: text 160, picture 100; only their ratio matters under a
     normalised gradient. Deviations: a clean encoder looks at the clean estimate, as there is no encoder for noisy latents, and the picture is not noised; style and structure are taken relative to the picture's own size, where
     the code multiplies by 1e10, so that the weights mean the same for every encoder.
@@ -52,7 +52,7 @@ class SemanticGuidance(CutoutLoss):
         if self.texts is not None and self.text_weight:
             e = self.embeddings(self.clip_vision, u, m, context)
             t = unit(fitting(self.texts, e.shape[-1], self.title)).to(e)
-            found = found + self.text_weight * distance(e[:, :, None], t).mean((0, 2))
+            found = found + self.text_weight * distance(e[:, :, None], self.among(t, u, "text")).mean((0, 2))
         if self.target is not None and self.image_weight:
             found = found + self.image_weight * self.picture(u, m, context)
         return found

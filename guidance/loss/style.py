@@ -77,6 +77,7 @@ class StyleLoss(EncoderLoss):
     against: str = param("pictures", "What the style is compared with: the given pictures, or the other pictures of the batch, to be like them or unlike them.", choices=REFERENCES)
     shares: str = param("", "Shares of several style pictures, \"2, 1\"; empty: equal ones.")
     layers: str = param("", "Layers of the encoder by number, \"2, 5\"; empty: the usual ones.", advanced=True)
+    each: bool = param(False, "Off: the style pictures are mixed. On: the first is for the first picture of the batch, and so on.", label="one for each picture", advanced=True)
 
     def check(self):
         super().check()
@@ -103,6 +104,8 @@ class StyleLoss(EncoderLoss):
         if ("mixed", u.device) not in self.known:
             shares = u.new_tensor(parse_weights(self.shares, len(self.target), self.title)).float()
             found = self.summary(self.reference("image", encoder, self.target, u, layers), layers)
+            if self.each:
+                return sum(difference(a, self._each(b, u, "image"), self.mode) for a, b in zip(own, found)) / len(layers)
             self.known["mixed", u.device] = [torch.tensordot(shares, g, 1)[None] for g in found]
         return sum(difference(a, b, self.mode) for a, b in zip(own, self.known["mixed", u.device])) / len(layers)
 

@@ -19,9 +19,11 @@ from lodestar.guidance.loss.style import StyleLoss, difference, gram, parse_weig
 from lodestar.guidance.loss.universal import UniversalGuidance
 from lodestar.guidance.method import BadInput, Step
 
-CLIP_TEXT, CLIP_IMAGE, STYLE, FEATURE = (pytest.mark.method(f"Lodestar{n}Loss") for n in ("CLIPText", "CLIPImage", "Style", "Feature"))
-CLASSIFIER, SEGMENTATION, PREFERENCE, EXEMPLAR, SEMANTIC = (pytest.mark.method(f"Lodestar{n}Loss") for n in ("Classifier", "Segmentation", "Preference", "Exemplar", "SemanticGuidance"))
-ALL = pytest.mark.method(*(f"Lodestar{n}Loss" for n in ("CLIPText", "CLIPImage", "Style", "Feature", "Classifier", "Segmentation", "Preference", "Exemplar", "SemanticGuidance")))
+CLIP_TEXT, CLIP_IMAGE, STYLE = pytest.mark.method("LodestarCLIPTextLoss"), pytest.mark.method("LodestarCLIPImageLoss"), pytest.mark.method("LodestarStyleLoss")
+FEATURE, CLASSIFIER, SEGMENTATION = pytest.mark.method("LodestarFeatureLoss"), pytest.mark.method("LodestarClassifierLoss"), pytest.mark.method("LodestarSegmentationLoss")
+PREFERENCE, EXEMPLAR, SEMANTIC = pytest.mark.method("LodestarPreferenceLoss"), pytest.mark.method("LodestarExemplarLoss"), pytest.mark.method("LodestarSemanticGuidanceLoss")
+ALL = pytest.mark.method("LodestarCLIPTextLoss", "LodestarCLIPImageLoss", "LodestarStyleLoss", "LodestarFeatureLoss", "LodestarClassifierLoss", "LodestarSegmentationLoss", "LodestarPreferenceLoss",
+                         "LodestarExemplarLoss", "LodestarSemanticGuidanceLoss")
 
 
 class Toy:
