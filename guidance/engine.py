@@ -181,7 +181,8 @@ def settle(run, step, active, out, c):
     for index, gate in active.gates:
         mask = gate.settled(step, run.state(index))
         if mask is not None and bool(mask.any()):
-            out = torch.where(mask.to(out.device).view(-1, *[1] * (out.ndim - 1)), c, out)
+            mask = mask.to(out.device).clone()      # kept for a backward pass, which takes no tensor of inference mode
+            out = torch.where(mask.view(-1, *[1] * (out.ndim - 1)), c, out)
     return out
 
 

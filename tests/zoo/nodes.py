@@ -102,7 +102,6 @@ GIVEN = {
     "LodestarBoxDiff": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
     "LodestarCorrFill": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarCtrlX": lambda b, m: {"structure": b.latent, "appearance": latent_of(b.specimen, 5), "structure_end": 1.0, "appearance_end": 1.0},
-    "LodestarMultiConditionalCFG": lambda b, m: {**WHOLE, "condition": b.other, "scale": 2.0},
     "LodestarDecoupledPrompt": lambda b, m: {**WHOLE, "second": b.other},
     "LodestarDenseDiffusion": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarDepthGuidedInjection": lambda b, m: {**WHOLE, "reference": b.latent, "reference_prompt": b.other},
