@@ -57,10 +57,10 @@ class HostVision:
     def _watch(self, number, taken):
         """Keeps hidden state `number` in `taken`: what comes out of that many layers."""
         def entered(module, args, kwargs):
-            taken[number] = args[0] if args else next(iter(kwargs.values()))
+            taken[number] = (args[0] if args else next(iter(kwargs.values()))).clone()      # the layers update their input in place
 
         def left(module, args, output):
-            taken[number] = output[0] if isinstance(output, tuple) else output
+            taken[number] = (output[0] if isinstance(output, tuple) else output).clone()
         return self.stack[0].register_forward_pre_hook(entered, with_kwargs=True) if number == 0 else self.stack[number - 1].register_forward_hook(left)
 
 
