@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .frozen import frozen
 from .method import NEGATIVE, POSITIVE, Branch, Edit, Finish, Gate, Method, Reading, Rule, Steer, Step, Term, Transform
 
 REPORTS = collections.deque(maxlen=16)     # the last runs' Report, newest last (for logs, bench and tests)
@@ -22,7 +23,7 @@ class RuleConflict(ValueError):
     """Two combine rules on one model."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Pipeline:
     """The methods on a model, in graph order. Immutable: the host may share it between clones and threads."""
 

@@ -1,12 +1,11 @@
 """Words of a prompt without a place, for methods that read or raise their attention."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..frozen import frozen
 from ..method import BadInput
 
 
-@dataclass(frozen=True)
+@frozen
 class PromptWords:
     """Phrases of a prompt and where their tokens are. content: positions of all of the prompt's own tokens (without begin, end and padding); tokens: those of
     each phrase; length: the conditioning's number of tokens; mark: what the conditioning carries as "lodestar_prompt"."""

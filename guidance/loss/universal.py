@@ -1,11 +1,11 @@
 """Universal Guidance, forward form, on any sampler."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..gradients import MODES, ROUTES, enter, gradient, normalised
 from ..method import BadInput, Steer, param, socket, window
 from .base import LossContext
@@ -14,7 +14,7 @@ _start, _end = window("the loss steers")
 NORMALISERS = ("none", "unit rms")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class UniversalGuidance(Steer):
     """Steers any sampler by the gradient of a loss of the clean estimate (the forward part of Universal Guidance).
 
