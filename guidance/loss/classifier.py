@@ -1,12 +1,12 @@
 """Losses of a classifier: of the whole picture, or of each of its cells."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .clip import lines_of
 from .encoder import CutoutLoss, EncoderLoss, embedding_of, framed, sized
@@ -41,7 +41,7 @@ def shared(t, lines, node, field_name, axis=0):
     return t.split(t.shape[axis] // len(lines), axis)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ClassifierLoss(CutoutLoss):
     """What a classifier makes of the picture: a class, the border between classes, what two classifiers disagree on, or a neuron.
 
@@ -165,7 +165,7 @@ def _gap(f, inside):
     return f[:, inside].logsumexp(1, keepdim=True) - f[:, others].logsumexp(1, keepdim=True)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SegmentationLoss(EncoderLoss):
     """Where a segmentation network sees a class: inside a region, and not elsewhere.
 

@@ -1,11 +1,11 @@
 """Pictures that an image-text encoder finds like a text or like another picture."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .encoder import SeveralLoss, embedding_of, unit
 
@@ -36,7 +36,7 @@ def fitting(texts, width, node):
     return texts
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class CLIPText(SeveralLoss):
     """How far the picture is from a text, by an encoder of pictures and texts: CLIP guidance.
 
@@ -87,7 +87,7 @@ class CLIPText(SeveralLoss):
 IMAGE_MODES = ("picture", "direction")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class CLIPImage(SeveralLoss):
     """How far the picture is from given ones, or how far its change from a source is from the change between two texts, by an image encoder.
 

@@ -10,17 +10,18 @@ guidance.host.vision makes one of a CLIP_VISION, guidance.loss.networks one of a
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, Method, param
 from .picture import PictureLoss
 
 
-@dataclass(frozen=True)
+@frozen
 class Seen:
     """embedding [n, d], not of unit length, or None; maps {layer: [n, c, h, w]}."""
 
@@ -86,7 +87,7 @@ def cutouts(u, count, power, least, side, seed):
     return torch.cat(parts)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class EncoderLoss(PictureLoss, Method):
     """Base of losses that look through an encoder. Values of a video's frames are averaged; a mask is the box that the encoder sees, and where the picture may change."""
 
@@ -122,7 +123,7 @@ class EncoderLoss(PictureLoss, Method):
         return self.known[key]
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class CutoutLoss(EncoderLoss):
     """Base of those that may look at random cutouts in place of the whole picture; their values are averaged."""
 
@@ -149,7 +150,7 @@ class CutoutLoss(EncoderLoss):
         return embedding_of(seen, self.title)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SeveralLoss(CutoutLoss):
     """Base of those that compare with several texts or pictures: all of them with every picture, or one with each."""
 

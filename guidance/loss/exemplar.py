@@ -1,11 +1,11 @@
 """A set of pictures to be like, and a set to be unlike."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from .encoder import EncoderLoss, embedding_of, numbers
 
@@ -23,7 +23,7 @@ def apart(a, b):
     return (a[:, None] - b[None]).square().sum(-1).clamp(min=1e-12).sqrt()
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ExemplarSet(EncoderLoss):
     """Near one of several good examples, and far from bad ones, in the space of an image encoder.
 

@@ -1,11 +1,11 @@
 """Features of a given picture: its identity, its structure, or what it looks like to a network."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .encoder import EncoderLoss, embedding_of, numbers, unit
 from .picture import mean
@@ -13,7 +13,7 @@ from .picture import mean
 MODES = ("cosine", "absolute", "squared", "perceptual")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class FeatureLoss(EncoderLoss):
     """How far what an encoder sees in the picture is from what it sees in a given one: identity, structure, perceptual distance.
 

@@ -1,9 +1,9 @@
 """What people prefer: aesthetic scores, and scores of a picture with its prompt."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .clip import fitting
 from .encoder import CutoutLoss, unit
@@ -11,7 +11,7 @@ from .encoder import CutoutLoss, unit
 FACTOR = 100.0      # of the scores of HPS and PickScore
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class PreferenceLoss(CutoutLoss):
     """How much a picture would be liked, by a model of people's choices: an aesthetic head, or a text-image encoder that was trained on preferences.
 

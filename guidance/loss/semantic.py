@@ -1,9 +1,9 @@
 """Semantic Diffusion Guidance: a text and a picture lead together."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .clip import distance, fitting
 from .encoder import SeveralLoss, embedding_of, numbers, unit
@@ -12,7 +12,7 @@ from .style import gram
 KINDS = ("semantic", "style", "structure")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SemanticGuidance(SeveralLoss):
     """A text and a picture lead together: what the text says, with the meaning, the style or the structure of the picture.
 

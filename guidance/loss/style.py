@@ -1,11 +1,11 @@
 """Style without content: what a picture's features have in common over all places."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .encoder import EncoderLoss, numbers
 
@@ -48,7 +48,7 @@ def parse_weights(text, count, node):
     return [w / sum(found) for w in found]
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class StyleLoss(EncoderLoss):
     """How far the picture's style is from that of given pictures, or from that of the others in the batch.
 
