@@ -1,6 +1,6 @@
 """Fits two heads on the scene encoder's unit embeddings: a linear classifier of single objects' kinds, and a taste, a score from 0 to 10 that is high for warm colours.
 
-    python -m demo.train_scene_heads --out demo/weights [--scenes 3000] [--seed 0]
+    python -m demo.train_scene_heads --out demo/weights [--scenes 1500] [--seed 0]
 """
 import argparse
 import json
@@ -34,7 +34,7 @@ def seen(tower, code, rng, generator, n, count):
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--out", default="demo/weights")
-    p.add_argument("--scenes", type=int, default=3000)
+    p.add_argument("--scenes", type=int, default=1500)
     p.add_argument("--seed", type=int, default=0)
     o = p.parse_args()
     torch.set_num_threads(1)
