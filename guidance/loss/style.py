@@ -58,7 +58,7 @@ class StyleLoss(EncoderLoss):
         statistics:  mean over layers of  mean (mu_l - mu_l*)^2 + (sigma_l - sigma_l*)^2    means and deviations of the channels (AdaIN)
 
     reference "pictures": G* is the mix of the given pictures' by their shares, several styles in one (Arbitrary Style Guidance interpolates them alike). "batch, alike" and "batch, apart": self style guidance, without
-    a picture; G* is that of each other picture of the batch, which is held fast, and the mean over them is taken; alike makes a consistent series, apart (the negative of it) makes styles more various.
+    a picture; G* is that of each other picture of the batch, which is held fast, and the mean over them is taken; alike makes a consistent series, apart (the negative of it) makes styles more various. Frames of videos count as pictures.
     Layers: of CLIP-like encoders by number, 2 by default (as TFG); of a VGG file relu1_1 to relu5_1. A map of patches has no class token.
     Paper: Pan et al., "Arbitrary Style Guidance for Enhanced Diffusion-Based Text-to-Image Generation", arXiv 2211.07751; no code was found, its self style guidance is implemented from its description (unverified), on clean
     pictures rather than with GLIDE's noise-aware CLIP. Deviation: the Gram matrix is divided by c p also under "gram norm", where FreeDoM and MPGD leave it and TFG divides by 100: for one layer a factor.
