@@ -123,6 +123,7 @@ GIVEN = {
     "LodestarRegionalPrompts": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarScribbleGuidance": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
     "LodestarSelfAttentionGuidance": lambda b, m: WHOLE,
+    "LodestarSelfGuidance": lambda b, m: {**WHOLE, "terms": b.node("LodestarSelfGuidanceTerm", **b.words(), y=0.9)[0], "alternate_from": 1.0},
     "LodestarSkipLayerGuidance": lambda b, m: WHOLE,
     "LodestarSlidingWindowGuidance": lambda b, m: WHOLE,
     "LodestarSmoothedEnergyGuidance": lambda b, m: WHOLE,
