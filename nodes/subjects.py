@@ -77,9 +77,9 @@ def _subject(adapter, vision, weight, region, phrase, number, empty, subjects):
 FEATURES, SCENES = "features", "scenes and captions"
 
 
-def _vision(kind=FEATURES):
+def _vision(encoder=FEATURES):
     from ..demo.vision import DemoVision, SceneVision
-    return (SceneVision() if kind == SCENES else DemoVision(),)
+    return (SceneVision() if encoder == SCENES else DemoVision(),)
 
 
 NODES = (
@@ -132,7 +132,7 @@ Chain the nodes to give several subjects. Without a region a subject is seen eve
         title="Load Demo Vision",
         category=category("demo"),
         description="A small image encoder that comes with the pack, for the bundled image adapter and for losses: use it like a CLIP Vision model.",
-        inputs=(Input("kind", "COMBO", "features: for the bundled image adapter. scenes and captions: pictures and texts in one space, as CLIP has them, for the losses that look through an encoder.", FEATURES,
+        inputs=(Input("encoder", "COMBO", "features: for the bundled image adapter. scenes and captions: pictures and texts in one space, as CLIP has them, for the losses that look through an encoder.", FEATURES,
                       choices=(FEATURES, SCENES), optional=True),),
         outputs=(Output("CLIP_VISION", "clip_vision", "For CLIP Vision Encode, and for losses."),),
         run=_vision,

@@ -10,7 +10,7 @@ LOSS = "With the loss"
 
 
 def _vision(scene):
-    return scene.graph.add("LodestarLoadDemoVision", kind="scenes and captions")[0]
+    return scene.graph.add("LodestarLoadDemoVision", encoder="scenes and captions")[0]
 
 
 def _network(scene, file="bundled: kinds and colours of the demo scenes", title=None):

@@ -31,7 +31,7 @@ def lab(host, tmp_path_factory):
     lab.vision = vision
     from lodestar.demo.loader import load_demo_model
     with torch.inference_mode():
-        lab.scenes, = lab.node("LodestarLoadDemoVision", kind="scenes and captions")
+        lab.scenes, = lab.node("LodestarLoadDemoVision", encoder="scenes and captions")
         lab.clip = load_demo_model("unet")[1]
     return lab
 
