@@ -150,9 +150,12 @@ def test_the_bundled_encoder_knows_its_scenes(lab):
         e, t = unit(lab.scenes.see(u).embedding), unit(text_embeddings(lab.clip, [s.caption for s in made], lab.scenes, "test"))
         nets = [lab.node("LodestarLoadVisionNetwork", file=f)[0] for f in (VGG, KINDS)]
         assert ((e @ t.T).argmax(1) == torch.arange(16)).float().mean() > 0.6
-        for logits, net in ((nets[0].logits(u), nets[0]), (nets[1].logits(e), nets[1])):
-            names = [net.classes[i] for i in logits.argmax(1).tolist()]
-            assert sum(n == f"{s.things[0].colour} {s.things[0].shape}" for n, s in zip(names, made)) >= 9
+        names = [nets[1].classes[i] for i in nets[1].logits(e).argmax(1).tolist()]
+        assert sum(n == f"{s.things[0].colour} {s.things[0].shape}" for n, s in zip(names, made)) >= 9
+        for s, cells, kind in zip(made, nets[0].cells(u).argmax(1), nets[0].logits(u).softmax(1)):
+            there = cells[int(s.things[0].y / 4), int(s.things[0].x / 4)]
+            assert nets[0].labels[there] == s.things[0].colour
+            assert kind[nets[0].classes.index(f"{s.things[0].colour} {s.things[0].shape}")] > 1 / 28      # more than by chance
 
 
 @pytest.mark.newest
