@@ -6,7 +6,7 @@ string: "$weak" (a weakened copy of the generator), "$target" (a target loss per
 embedding of each caption), "$outlines" (the outlines of each caption's scene as a latent; "$outlines_lora": the bundled
 LoRA for them), "$letters" (what the bundled reader is to read; "$reader": that reader; "$vae"), "$pair" (the tokens of an edit that changes words in their places),
 "$reference", "$appearance" (LATENTs of the scenes that pictures look at; "$reference_words", "$appearance_words" their prompts), "$empty" (the prompt without text),
-"$subjects" (both objects as subjects of the bundled image adapter), "$decoder" (the VAE's, for losses), names of bench.given (what losses through encoders take), "$camera" (the warp of bench.references.camera), "$caption" (the whole captions as a conditioning).
+"$subjects" (both objects as subjects of the bundled image adapter), "$decoder" (the VAE's, for losses), names of bench.given (what losses through encoders take), "$camera" (the warp of bench.references.camera), "$caption" (the whole captions as a conditioning), "$left" (a mask of the left half).
 """
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import distilled, layout, references
+from . import distilled, layout, motion, references
 from .plan import Use
 
 SCHEDULER = "normal"
@@ -171,6 +171,8 @@ class Subject:
             return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
         if text == "$camera":
             return references.camera()
+        if text in motion.VALUES:
+            return motion.value(text, self, batch)
         if text == "$caption":
             return self.encode([c.scene.caption for c in batch])
         if text == "$empty":
