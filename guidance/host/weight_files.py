@@ -45,6 +45,13 @@ def load(node, field, name, folder=OWN):
         raise BadInput(node, field, name, f"It is not a complete safetensors file ({error}). Files of other formats have to be converted.") from error
 
 
+def notes_of(name, folder=OWN):
+    """The metadata of a file that `load` could read, {name: text}."""
+    from safetensors import safe_open
+    with safe_open(_folders().get_full_path(folder, name), "pt") as file:
+        return dict(file.metadata() or {})
+
+
 def save(node, field, prefix, tensors, metadata):
     """Writes tensors as safetensors into the host's output folder under a number of their own; the path. BadInput for a prefix that leaves the folder."""
     from safetensors.torch import save_file
