@@ -1,4 +1,4 @@
-"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`, `./scripts/bench exactness`, `./scripts/bench codes`."""
+"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`, `./scripts/bench exactness`, `./scripts/bench codes`, `./scripts/bench restoration`."""
 from __future__ import annotations
 
 import argparse
@@ -47,9 +47,14 @@ def parser():
     x.add_argument("--samples", type=_count(10), default=1000, help="samples of each solver (default 1000)")
     q = sub.add_parser("codes", help="how well pictures refined towards a QR code are read", description="Writes docs/effects/codes.json and codes.md.")
     q.add_argument("--pictures", type=_count(2), default=24, help="pictures (default 24)")
-    for s in (e, c, q):
+    t = sub.add_parser("restoration", help="how well each solver restores each kind of measurement", description="Writes docs/effects/restoration.json and restoration.md. Finished runs are "
+                       "kept in the cache folder, so that an interrupted one goes on where it stopped.")
+    t.add_argument("solvers", nargs="*", metavar="SOLVER", help="parts of solvers' names (all without)")
+    t.add_argument("--pictures", type=_count(2), default=12, help="pictures of each task (default 12)")
+    t.add_argument("--fresh", action="store_true", help="restore again what is in the cache")
+    for s in (e, c, q, t):
         s.add_argument("--batch", type=_count(1), default=16 if s is e else 4, help="pictures per batch")
-    for s in (e, c, r, x, q):
+    for s in (e, c, r, x, q, t):
         s.add_argument("--out", type=Path, default=EFFECTS, help=argparse.SUPPRESS)
         s.add_argument("--cpu", action="store_true", help="don't use a GPU")
         s.add_argument("--threads", type=_count(1), help="CPU threads of the network")
@@ -76,7 +81,7 @@ def main(argv=None):
             from .effects import Bench
             bench = Bench(args, version)
             bench.models() if args.methods == ["models"] else bench.methods(args.methods)
-        elif args.what in ("readings", "codes"):
+        elif args.what in ("readings", "codes", "restoration"):
             import importlib
             importlib.import_module(f".{args.what}", __package__).run(args, version)
         else:
