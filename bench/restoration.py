@@ -13,6 +13,8 @@ from .store import Store, cache_folder, read_json, table, write_json
 SIDE, STEPS, SEED = 128, 20, 50_001      # pixels; the seed is none of the training
 NAIVE, PLAIN = "A+ y", "plain sampler"
 MASKS = ("inpainting", "missing traces")
+LINEAR = (*MASKS, "super-resolution x4", "Gaussian blur", "motion blur", "given kernel", "colourisation", "random projection", "wavelet")
+BLURS = ("Gaussian blur", "motion blur", "given kernel", "low light")      # what blind solvers are measured on
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,15 @@ class Entry:
     reduction: str = "norm"
     steps: int = STEPS
     only: tuple = ()      # names of tasks, where it is for some alone
+    guess: bool = False      # whether it is told GUESSES, not the true operator: a blind solver's first guess
 
     def chosen(self, task):
         return {self.scale: self.values[self.scale] * task.reach} if self.scale else {}
 
     def method(self, given, task):
-        return self.cls(**{("loss" if _led(self.cls) else "measurement"): given}, **{**self.values, **self.chosen(task)}).validate()
+        from ..guidance.host.restorers import Restorer
+        more = {"restorer": Restorer()} if any(f.name == "restorer" for f in dataclasses.fields(self.cls)) else {}
+        return self.cls(**more, **{("loss" if _led(self.cls) else "measurement"): given}, **{**self.values, **self.chosen(task)}).validate()
 
 
 def _led(cls):
@@ -60,18 +65,32 @@ def tasks():
             "quantisation": Task(of.Quantisation(2), 0.0), "low light": Task(of.LowLight(0.2), reach=4.0)}
 
 
+def guesses():
+    """{name: operator} that a blind solver starts from: of the right kind, with other parameters."""
+    from ..guidance.inverse import operators as of
+    return {"Gaussian blur": of.GaussianBlur(3.0), "motion blur": of.MotionBlur(13.0, 0.0), "given kernel": of.MotionBlur(9.0, 0.0), "low light": of.LowLight(0.5)}
+
+
 def entries():
     """The solvers, in the order of the table."""
-    from ..guidance.inverse import ddnm, dps, lgd, mpgd, pigdm, psld, reddiff, repaint, resample
+    from ..guidance.inverse import blind, copaint, daps, ddnm, ddrm, degradation_aware, dps, lgd, mpgd, pigdm, psld, reddiff, repaint, resample, steered
     from ..guidance.loss.solvers import dreamguider, tfg
     return (
         Entry("Null-Space Sampler (DDNM+)", ddnm.NullSpaceSampler),
+        Entry("Spectral Restoration Sampler (DDRM)", ddrm.SpectralSampler, only=LINEAR),
+        Entry("Steered Diffusion", steered.SteeredDiffusion),
+        Entry("Degradation-Aware Sampler (DADiff), the pack's upscaler", degradation_aware.DegradationAwareSampler, {"scale": 0.5}, only=("super-resolution x4",)),
         Entry("Pseudoinverse-Guided Diffusion", pigdm.PseudoinverseGuidance),
         Entry("Diffusion Posterior Sampling", dps.DiffusionPosteriorSampling, {"scale": 2.0}, "scale"),
         Entry("Manifold Preserving Guidance", mpgd.ManifoldPreservingGuidance, {"scale": 0.5}, "scale"),
         Entry("RED-diff, 2 inner steps", reddiff.REDdiff, {"inner": 2}),
         Entry("ReSample, without the network's gradient", resample.ReSample, {"scale": 0.0, "every": 4, "rounds": 30}),
         Entry("Latent Posterior Sampling (PSLD)", psld.LatentPosteriorSampling, {"scale": 2.0}, "scale"),
+        Entry("Decoupled Posterior Sampling (DAPS), 2 ahead, 6 rounds", daps.DecoupledPosteriorSampling, {"ahead": 2, "rounds": 6}),
+        Entry("Tractable Steering (CoPaint), 1 round", copaint.TractableSteering, {"rounds": 1, "rate": 0.1, "tries": 2}, only=("inpainting", "missing traces", "super-resolution x4")),
+        Entry("Blind Posterior Sampling, first guess kept", blind.BlindPosteriorSampling, {"rate": 0.0, "scale": 2.0}, "scale", only=BLURS, guess=True),
+        Entry("Blind Posterior Sampling", blind.BlindPosteriorSampling, {"rate": 0.1, "inner": 3, "scale": 2.0}, "scale", only=BLURS, guess=True),
+        Entry("Blind Posterior Sampling, frequency-aware", blind.BlindPosteriorSampling, {"rate": 0.1, "inner": 3, "scale": 1.0, "frequency": 1.0}, "scale", only=BLURS, guess=True),
         Entry("RePaint, 3 rounds", repaint.RePaint, {"rounds": 3}, only=MASKS),
         Entry("Loss-Guided Diffusion, 2 samples", lgd.LossGuidedDiffusion, {"samples": 2, "scale": 4.0}, "scale"),
         Entry("Training-Free Guidance, mu alone", tfg.TrainingFreeGuidance, {"rho": 0.0, "mu": 0.5, "smoothing": 0.0, "iterations": 1}, "mu"),
@@ -116,7 +135,7 @@ class Lab:
         out = guider.sample(noise, torch.zeros_like(noise), sampler, self.subject.sigmas(steps), disable_pbar=True, seed=pictures[0].number)
         return self.subject.vae.decode(out).movedim(-1, 1)
 
-    def restored(self, task, entry, pictures):
+    def restored(self, name, entry, pictures):
         """Pictures [n, 3, 128, 128] of one solver; `entry` may be NAIVE or PLAIN."""
         import comfy.samplers
 
@@ -124,12 +143,14 @@ class Lab:
         from ..guidance.host.sampler_inverse import sampler
         from ..guidance.inverse.problem import Measurement
         from ..guidance.loss.measurement import MeasurementLoss
+        task = tasks()[name]
         if entry == PLAIN:
             return self.sample(comfy.samplers.sampler_object("euler"), pictures, STEPS)
         y, operator = self.measured(task, pictures), task.operator
         if entry == NAIVE:
             return operator.pseudo_inverse(y, torch.zeros(len(pictures), 3, SIDE, SIDE))
-        given = Measurement(operator, operator.show(y).movedim(1, -1).contiguous(), task.noise, self.subject.vae)
+        told = guesses()[name] if getattr(entry, "guess", False) else operator
+        given = Measurement(told, operator.show(y).movedim(1, -1).contiguous(), task.noise, self.subject.vae)
         if _led(entry.cls):
             latent_format, kept = self.subject.model.get_model_object("latent_format"), given
             given = MeasurementLoss(bind=lambda like: bind(kept, latent_format, like), reduction=entry.reduction)
@@ -141,7 +162,7 @@ class Lab:
         if isinstance(entry, str):
             key = (entry, name if entry != PLAIN else "")
         else:
-            key = (entry.cls.__name__, sorted(entry.values.items()), entry.reduction, entry.steps, sorted(entry.chosen(task).items()), name)
+            key = (entry.cls.__name__, sorted(entry.values.items()), entry.reduction, entry.steps, sorted(entry.chosen(task).items()), *(("guess",) if entry.guess else ()), name)
         found = []
         for i in range(0, len(pictures), self.batch):
             some = pictures[i:i + self.batch]
@@ -150,7 +171,7 @@ class Lab:
             if made is None:
                 begin = time.process_time()
                 with torch.inference_mode():
-                    out = self.restored(task, entry, some).float()
+                    out = self.restored(name, entry, some).float()
                     made = score(out, self.truth(some).float(), [p.scene for p in some], self.judge)
                 made["seconds"] = torch.full((len(some),), (time.process_time() - begin) / len(some), dtype=torch.float64)
                 self.store.put(made, *whole)
@@ -210,7 +231,8 @@ def page(data):
              f"Written by `./scripts/bench restoration`: {data['pictures']} scenes of two objects at {SIDE} x {SIDE}, as the autoencoder draws them, measured as pictures in [0, 1] and restored through the VAE in "
              f"{data['steps']} steps (CFG 1, the scene's caption as the prompt). Measurements have noise of 0.02, but for JPEG and quantisation. In brackets 95 % intervals over scenes.", "",
              f"`{PLAIN}`: the same noise and caption without the measurement. `{NAIVE}`: the pseudo-inverse alone, without the model. Nothing is tuned for a task: solvers with a scale have one, times 2 to 4 for operators that "
-             "average or darken (`scale` in the tables).", "",
+             "average or darken (`scale` in the tables). Blind Posterior Sampling is not told the operator, but one of its kind with other parameters: a Gaussian of 3 in place of 5 pixels, a movement of 13 pixels along "
+             "the rows for 25 at 30 degrees, one of 9 for a cross, a gain of 0.5 for 0.2.", "",
              "- PSNR in dB, of all pixels: it favours blurred pictures where much is lost.",
              "- features: distance of the measuring network's maps from the truth's, as a share of their size.",
              "- correct: the measuring network reads the scene's objects and their relation in the picture. s: CPU seconds per picture.", "", "## PSNR", "", grid("psnr", 1), "## Features", "", grid("feature", 2)]

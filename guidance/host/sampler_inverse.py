@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..inverse.levels import noise_source
-from ..loss.solvers.base import LossSolver
+from ..loss.solvers.base import LossProblem, LossSolver
 from ..method import BadInput
 from .features import is_flow, wrappers
 from .gradients import HostContext
@@ -32,11 +32,7 @@ def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=Non
         raise BadInput(solver.title, "ComfyUI", "this version", "It needs gradients through the network, which this host cannot give; use a ComfyUI of December 2024 or newer, or a solver "
                        f"without them ({WITHOUT_LOSS if isinstance(solver, LossSolver) else WITHOUT}).")
     flow = is_flow(base.model_sampling)
-    if isinstance(solver, LossSolver):
-        problem = solver.problem(sigmas, flow, base.model_sampling.percent_to_sigma)
-    else:
-        problem = bind(solver.measurement, base.latent_format, x)
-        problem.title = solver.title
+    problem = _problem(solver, base, x, sigmas, flow)
     scale = getattr(base.model_sampling, "noise_scale", 1.0) if flow else 1.0
     own = noise_source(x, extra_args.get("seed"))
     position = [0]
@@ -49,6 +45,8 @@ def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=Non
         comfy.model_management.throw_exception_if_processing_interrupted()
         return model(x, sigma, **extra_args)
 
+    if getattr(solver, "branches", False):
+        extra_args["model_options"] = _watched(extra_args.get("model_options", {}), problem)
     session = extra_args.get("model_options", {}).get(SESSION)
     context = HostContext(SimpleNamespace(model=base, peers=getattr(session, "peers", {})))
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
@@ -65,7 +63,29 @@ def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=Non
     return out
 
 
+def _problem(solver, base, x, sigmas, flow):
+    """What the solver works on: a measurement, a loss, or a measurement with a loss beside it (`led`)."""
+    if isinstance(solver, LossSolver):
+        return solver.problem(sigmas, flow, base.model_sampling.percent_to_sigma)
+    loss = getattr(solver, "loss", None)
+    led = None if loss is None else LossProblem(loss, sigmas, flow, base.model_sampling.percent_to_sigma, solver.title)
+    if solver.measurement is None:
+        return led
+    problem = bind(solver.measurement, base.latent_format, x)
+    problem.title, problem.led = solver.title, led
+    return problem
+
+
+def _watched(options, problem):
+    """Model options under which each evaluation leaves its two branches in `problem.branches`: (conditional, unconditional), or None where one was not evaluated."""
+    def note(args):
+        both = args["cond_denoised"], args["uncond_denoised"]
+        problem.branches = None if args["uncond"] is None or both[1] is None else tuple(t.detach() for t in both)
+        return args["denoised"]
+    return {**options, "sampler_post_cfg_function": [note, *options.get("sampler_post_cfg_function", [])]}
+
+
 def sampler(method):
     """The host's SAMPLER of a solver."""
-    method.validate()
+    method = method.validate()
     return comfy.samplers.KSAMPLER(sample_inverse, extra_options={"solver": method})

@@ -21,6 +21,7 @@ class LossProblem:
     flow: bool = False
     percent_to_sigma: Any = None
     title: str = "Loss"
+    branches: Any = None      # (conditional, unconditional) of the last evaluation, for solvers that ask for them
     decode = True      # losses may hold decoders: their gradients are taken where networks may update tensors in place
 
     def at(self, point):
