@@ -49,7 +49,8 @@ class Entry:
 
 
 def _led(cls):
-    return any(f.name == "loss" for f in dataclasses.fields(cls))
+    names = {f.name for f in dataclasses.fields(cls)}
+    return "loss" in names and "measurement" not in names
 
 
 def tasks():
@@ -78,7 +79,7 @@ def entries():
     return (
         Entry("Null-Space Sampler (DDNM+)", ddnm.NullSpaceSampler),
         Entry("Spectral Restoration Sampler (DDRM)", ddrm.SpectralSampler, only=LINEAR),
-        Entry("Steered Diffusion", steered.SteeredDiffusion),
+        Entry("Steered Diffusion", steered.SteeredDiffusion, {"scale": 1.0, "repeats": 1}),
         Entry("Degradation-Aware Sampler (DADiff), the pack's upscaler", degradation_aware.DegradationAwareSampler, {"scale": 0.5}, only=("super-resolution x4",)),
         Entry("Pseudoinverse-Guided Diffusion", pigdm.PseudoinverseGuidance),
         Entry("Diffusion Posterior Sampling", dps.DiffusionPosteriorSampling, {"scale": 2.0}, "scale"),

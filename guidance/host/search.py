@@ -17,7 +17,7 @@ def searched(method, model, positive, negative, cfg, latent, sigmas, validation,
     """(method with the best strengths, table): `seeds` pictures are made with each candidate, from the same noise; their mean validation loss is the score."""
     samples = latent["samples"]
     latents = model.get_model_object("latent_format")
-    shape = (1, *samples.shape[1:])
+    shape = (1, latents.latent_channels, *samples.shape[2:])      # an empty latent may have another model's channels
     noises = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(seeds)]
     bar = comfy.utils.ProgressBar(1 + rounds * beam * 3)
 

@@ -31,6 +31,8 @@ class DecoupledPosteriorSampling(Solver):
     noise. Linear operators on latents draw u exactly, in the directions of A's singular vectors. Others by `rounds` steps of Langevin's dynamics from m,
     u <- u + l grad log p + sqrt(2 l) z, l = rate / (1 / r^2 + L / noise^2), L the largest curvature of the misfit (of a few power steps at the start).
 
+    spread: the noise of the draw times it. 1 is the formula, and exact where r is the estimate's own deviation (unit prior, for standard Gaussians). In pictures that deviation is far below r where
+    nothing is measured, and a full draw would leave noise there that no later step takes out; the released code's short runs of Langevin's dynamics move by about 0.1 in all, too.
     The released code takes the misfit without its half, and a learning rate per task in place of L. A measurement without noise is taken with a noise of 0.01 (`least`).
     Defaults: 5 steps ahead (the authors'; 2 for latents), width noise; 100 rounds are the authors', here 20. Cost: `ahead` evaluations a step in place of one; for
     pictures `rounds` backward passes of the decoder.
@@ -46,6 +48,7 @@ class DecoupledPosteriorSampling(Solver):
     measurement: Any = socket("LODESTAR_MEASUREMENT", MEASURED)
     ahead: int = param(5, "Steps down to a clean picture at each level.", 1, 50, 1)
     rounds: int = param(20, "Steps of Langevin's dynamics, where u cannot be drawn exactly.", 1, 1000, 1)
+    spread: float = param(0.1, "How much of the draw's own noise is taken; 1: all of it.", 0.0, 1.0, 0.05)
     rate: float = param(0.5, "Their length, as a share of the largest that is stable.", 0.001, 1.0, 0.01)
     width: str = param("noise", "How far clean pictures lie around the model's: noise, as the paper; unit prior: as in data of variance one.", choices=WIDTHS, advanced=True)
     least: float = param(0.01, "Least noise of the measurement.", 0.0001, 1.0, 0.001, advanced=True)
@@ -75,7 +78,9 @@ class DecoupledPosteriorSampling(Solver):
         """A draw of u: the mean, and noise of each singular direction's own size."""
         v, prior = self.noise(problem) ** 2, r * r
         mean = clean + prior * problem.operator.solve(problem.residual(clean), prior, v, clean)
-        return mean + problem.operator.shaped(draw(), lambda s: (prior * v / (prior * s * s + v)).sqrt())
+        if self.spread == 0:
+            return mean
+        return mean + self.spread * problem.operator.shaped(draw(), lambda s: (prior * v / (prior * s * s + v)).sqrt())
 
     def walked(self, clean, r, problem, stiff, draw):
         v = self.noise(problem) ** 2
@@ -83,7 +88,7 @@ class DecoupledPosteriorSampling(Solver):
         u = clean
         for _ in range(self.rounds):
             g = slope(lambda t: half(problem, t), u, problem)
-            u = u - step * (g.to(u) / v + (u - clean) / (r * r)) + (2 * step).sqrt() * draw()
+            u = u - step * (g.to(u) / v + (u - clean) / (r * r)) + self.spread * (2 * step).sqrt() * draw()
         return u
 
 

@@ -21,7 +21,8 @@ class SteeredDiffusion(Solver):
         x' = a' D' + s' n',  n' the noise of D' with a share of fresh noise (eta);  `repeats` times, noised again in between
 
     D: clean estimate; y, A, A+: measurement, operator, pseudo-inverse; x, s: state and noise level, primes: the next level; a = 1 in k-units, 1 - s on flow models. What
-    the measurement sees of the result is exactly what was measured, where it has no noise; with noise A+ is (s^2 A A^T + noise^2)^-1 s^2 A^T in its place.
+    the measurement sees of the result is exactly what was measured, where it has no noise; with noise A+ is A^T (A A^T + noise^2)^-1 in its place, since what
+    an operator loses would drown in the noise.
     Unlike the Null-Space Sampler the noise follows the changed estimate.
 
     The released code noises again with beta in place of sqrt(beta) between the repeats; here the noise is that of the level. Defaults: eta 1, 100 steps and one repeat, as the
@@ -68,5 +69,5 @@ class SteeredDiffusion(Solver):
             x0 = denoised + self.strength * math.sqrt(point.rho2) * levels.amplitude(point.s, point.flow) * g
         if self.measurement is not None and self.scale:
             noisy = problem.deviation if problem.operator.linear else 0.0
-            x0 = problem.corrected(x0, self.scale, (point.s**2, noisy**2) if noisy else None)
+            x0 = problem.corrected(x0, self.scale, (1.0, noisy**2) if noisy else None)
         return point.go(x0, None, self.eta)

@@ -186,10 +186,10 @@ def test_daps_draws_the_posterior(operator):
     clean = torch.zeros(n, *SHAPE, dtype=torch.float64)
     z = noise_source(clean, 1)
     task = exactness.Task("", exactness.Gaussians(torch.zeros(1, 48), r * r * torch.eye(48, dtype=torch.float64)[None], shape=SHAPE), operator, noise, given.y)
-    for method, found in (("exact", DecoupledPosteriorSampling().exact(clean, r, given, z)), ("walked", None)):
+    for method, found in (("exact", DecoupledPosteriorSampling(spread=1.0).exact(clean, r, given, z)), ("walked", None)):
         if found is None:
             few = clean[:400]
-            found = DecoupledPosteriorSampling(rounds=40, rate=0.3).walked(few, r, given, torch.full((len(few),), 1.5, dtype=torch.float64), noise_source(few, 2))
+            found = DecoupledPosteriorSampling(rounds=40, rate=0.3, spread=1.0).walked(few, r, given, torch.full((len(few),), 1.5, dtype=torch.float64), noise_source(few, 2))
         errors = exactness.errors(found.flatten(1), task)
         slack = 1.5 if method == "exact" else 1.6
         assert errors["mean"] < slack * errors["mean_bar"] and errors["covariance"] < slack * errors["covariance_bar"] and abs(errors["spread"] - 1) < (0.05 if method == "exact" else 0.2)
