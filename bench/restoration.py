@@ -60,8 +60,8 @@ def tasks():
     hole[:, 32:96, 40:104] = 1
     cross = torch.zeros(1, 9, 9, 3)
     cross[:, 4], cross[:, :, 4] = 1, 1
-    return {"inpainting": Task(of.Inpainting(hole)), "super-resolution x4": Task(of.SuperResolution(4), reach=4.0), "Gaussian blur": Task(of.GaussianBlur(5.0), reach=4.0),
-            "motion blur": Task(of.MotionBlur(25.0, 30.0), reach=4.0), "given kernel": Task(of.KernelBlur(cross), reach=4.0), "colourisation": Task(of.Colourisation(), reach=2.0),
+    return {"inpainting": Task(of.Inpainting(hole)), "super-resolution x4": Task(of.SuperResolution(4), reach=4.0), "Gaussian blur": Task(of.GaussianBlur(5.0), reach=2.0),
+            "motion blur": Task(of.MotionBlur(25.0, 30.0), reach=2.0), "given kernel": Task(of.KernelBlur(cross), reach=2.0), "colourisation": Task(of.Colourisation(), reach=2.0),
             "random projection": Task(of.RandomProjection(0.1)), "wavelet": Task(of.Wavelet(3)), "missing traces": Task(of.MissingTraces(0.7)), "JPEG": Task(of.Jpeg(5), 0.0),
             "quantisation": Task(of.Quantisation(2), 0.0), "low light": Task(of.LowLight(0.2), reach=4.0)}
 
@@ -89,9 +89,9 @@ def entries():
         Entry("Latent Posterior Sampling (PSLD)", psld.LatentPosteriorSampling, {"scale": 2.0}, "scale"),
         Entry("Decoupled Posterior Sampling (DAPS), 2 ahead, 6 rounds", daps.DecoupledPosteriorSampling, {"ahead": 2, "rounds": 6}),
         Entry("Tractable Steering (CoPaint), 1 round", copaint.TractableSteering, {"rounds": 1, "rate": 0.1, "tries": 2}, only=("inpainting", "missing traces", "super-resolution x4")),
-        Entry("Blind Posterior Sampling, first guess kept", blind.BlindPosteriorSampling, {"rate": 0.0, "scale": 2.0}, "scale", only=BLURS, guess=True),
-        Entry("Blind Posterior Sampling", blind.BlindPosteriorSampling, {"rate": 0.1, "inner": 3, "scale": 2.0}, "scale", only=BLURS, guess=True),
-        Entry("Blind Posterior Sampling, frequency-aware", blind.BlindPosteriorSampling, {"rate": 0.1, "inner": 3, "scale": 1.0, "frequency": 1.0}, "scale", only=BLURS, guess=True),
+        Entry("Blind Posterior Sampling, first guess kept", blind.BlindPosteriorSampling, {"rate": 0.0, "scale": 1.0}, "scale", only=BLURS, guess=True),
+        Entry("Blind Posterior Sampling", blind.BlindPosteriorSampling, {"rate": 0.1, "inner": 10, "scale": 1.0}, "scale", only=BLURS, guess=True),
+        Entry("Blind Posterior Sampling, frequency-aware", blind.BlindPosteriorSampling, {"rate": 0.1, "inner": 10, "scale": 0.5, "frequency": 1.0}, "scale", only=BLURS, guess=True),
         Entry("RePaint, 3 rounds", repaint.RePaint, {"rounds": 3}, only=MASKS),
         Entry("Loss-Guided Diffusion, 2 samples", lgd.LossGuidedDiffusion, {"samples": 2, "scale": 4.0}, "scale"),
         Entry("Training-Free Guidance, mu alone", tfg.TrainingFreeGuidance, {"rho": 0.0, "mu": 0.5, "smoothing": 0.0, "iterations": 1}, "mu"),

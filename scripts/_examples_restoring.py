@@ -26,7 +26,7 @@ def _semantic(definitions, definition, name):
     labels = _labels(g)
     g.add("SaveImage", "The label map", images=labels, filename_prefix=f"lodestar/{name}_regions")
     loss = g.add("LodestarPaletteSegmentationLoss", model=scene.model, image=labels, palette=PALETTE, space="small")[0]
-    sampler = g.add(definition.node_id, loss=loss, labels=labels)[0]
+    sampler = g.add(definition.node_id, loss=loss, labels=labels, strength=5.0)[0]
     sigmas, noise = g.add("BasicScheduler", model=scene.model, scheduler="normal", steps=STEPS)[0], g.add("RandomNoise", noise_seed=SEED)[0]
     scene.save(scene.custom(sampler, sigmas, noise), name, "With the label map")
     scene.save(scene.custom(g.add("KSamplerSelect", sampler_name="euler")[0], sigmas, noise), f"{name}_without", "Plain")
@@ -86,7 +86,7 @@ def _blind(definitions, definition, name):
     g = made.graph
     guess = g.add("LodestarMotionBlurOperator", "The first guess", length=9.0, angle=0.0)[0]
     measured = g.add("LodestarMeasurement", operator=guess, image=made.degraded, vae=made.scene.vae, noise=0.01)[0]
-    blind = g.add(definition.node_id, measurement=measured, scale=8.0, rate=0.1, size=27)
+    blind = g.add(definition.node_id, measurement=measured, size=27)
     first = made.restore(blind[0])
     found = g.add("LodestarEstimatedDegradation", estimate=blind[1], latent=first)
     graph = made.save(first, name)

@@ -42,7 +42,7 @@ class BlindPosteriorSampling(Solver):
     A kernel of sum 1 has always the same absolute sum, so the prior that makes it sparse is of the square roots. BlindDPS gives the kernel a diffusion model of its own; here its prior is that it is a
     kernel. The bands change something because norms are not squared and weights differ: with equal weights and squares they are the spatial term itself. The paper's own weights could not be
     read; 1 and 0.1 are those of a published note. Rate 0: not blind, the frequency-aware term with the operator as it is.
-    Limits: a picture and its kernel are known up to a common shift; kernels much larger than what the first guess can undo are not found. Cost: one backward pass through the network; for
+    Defaults: found on the bundled model. Limits: a picture and its kernel are known up to a common shift; kernels much larger than what the first guess can undo are not found. Cost: one backward pass through the network; for
     pictures `inner` + 1 decoder passes.
     """
 
@@ -53,14 +53,14 @@ class BlindPosteriorSampling(Solver):
     evaluations = "0 (backward pass through the active branches: about 2 more)"
 
     measurement: Any = socket("LODESTAR_MEASUREMENT", "What is known of the picture; its operator is the first guess.")
-    scale: float = param(4.0, "Step along the gradient; 0 switches it off.", 0.0, 1000.0, 0.1)
-    rate: float = param(0.05, "Learning rate of the degradation's parameters; 0: it is known.", 0.0, 10.0, 0.01)
-    inner: int = param(3, "Steps of the degradation's parameters at each level.", 1, 100, 1)
+    scale: float = param(2.0, "Step along the gradient; 0 switches it off.", 0.0, 1000.0, 0.1)
+    rate: float = param(0.1, "Learning rate of the degradation's parameters; 0: it is known.", 0.0, 10.0, 0.01)
+    inner: int = param(10, "Steps of the degradation's parameters at each level.", 1, 100, 1)
     frequency: float = param(0.0, "Weight of the frequency bands beside the picture's own difference.", 0.0, 1000.0, 0.1)
     details: float = param(0.1, "Weight of the detail bands against the coarse one.", 0.0, 10.0, 0.05, advanced=True)
     sparsity: float = param(0.0, "Weight of the prior that makes the kernel sparse.", 0.0, 100.0, 0.001, advanced=True)
     size: int = param(33, "Height and width of the estimated kernel (odd), in pixels or latent cells.", 3, 255, 2)
-    begin: float = param(0.2, "From this fraction of the steps on the parameters are estimated: before it the picture is too rough.", 0.0, 1.0, 0.01, advanced=True)
+    begin: float = param(0.5, "From this fraction of the steps on the parameters are estimated: before it the picture is too rough, and a kernel that fits it leads astray.", 0.0, 1.0, 0.01, advanced=True)
     eta: float = param(1.0, "Fresh noise per step. 0: deterministic, 1: ancestral.", 0.0, 1.0, 0.01)
     found: Any = dataclasses.field(default_factory=Found)
 

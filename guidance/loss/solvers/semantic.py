@@ -39,7 +39,7 @@ class SemanticGradientGuidance(LossSolver):
     gradient does not depend on how large it is. To translate a picture, start from its noised latent (SplitSigmas, or a scheduler's denoise). With one region local is global.
 
     The paper's segmentation network and constants have no released code; the order, the masked gradients and the shift by the variance are its own. Its second part trains a chain of
-    models, which is no sampler's matter. Defaults: eta 1 (the shift is that of DDPM); strength 100, one step each. Cost: global: a backward pass through the network; local: one for each region.
+    models, which is no sampler's matter. Defaults: eta 1 (the shift is that of DDPM); strength 10, one step each. Cost: global: a backward pass through the network; local: one for each region.
     """
 
     node_id = "LodestarSemanticGradientGuidance"
@@ -50,7 +50,7 @@ class SemanticGradientGuidance(LossSolver):
 
     loss: Any = socket("LODESTAR_LOSS", "What to minimise; a loss of pictures that takes a mask.")
     labels: Any = socket("IMAGE", "The label map: each colour is a region.")
-    strength: float = param(100.0, "Of the shift; 0 switches it off.", 0.0, 1e6, 1.0)
+    strength: float = param(10.0, "Of the shift; 0 switches it off.", 0.0, 1e6, 1.0)
     every: int = param(1, "So many local steps, then so many global ones.", 1, 100, 1)
     local: bool = param(True, "Off: every step is global.")
     eta: float = param(1.0, "Fresh noise per step, at least a little: the shift has its variance.", 0.05, 1.0, 0.01)
