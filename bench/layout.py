@@ -105,6 +105,17 @@ def structured_of(subject, captions):
     return (Prompt([[torch.cat(rows), {"pooled_output": subject.encode(captions)[0][1]["pooled_output"]}]], "structured prompt"),)
 
 
+def places_of(subject, batch):
+    """Terms of Self-Guidance that put both objects of a batch of cases with one layout into the middle of their boxes."""
+    from ..guidance.attention.properties import PropertyTerm
+    from ..guidance.attention.tokens import Words
+    from ..guidance.attention.words import found
+    first = caption(batch[0].scene)
+    known = Words(subject.clip, first, subject.encode([first])[0][0].shape[1])
+    return tuple(PropertyTerm(words=found(known, [noun(thing)]), kind="position", x=x + w / 2, y=y + h / 2).check()
+                 for thing, (x, y, w, h) in zip(batch[0].scene.things[:2], LAYOUTS[batch[0].layout]))
+
+
 def edited(scene):
     """(the scene with its first object in another colour, its caption before the edit): an edit of one word."""
     first, names = scene.things[0], tuple(COLOURS)

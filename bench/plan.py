@@ -2,7 +2,7 @@
 
 Everything is plain data, so that finished results can be found again by a setup's text. Values that only a run can make are named by a
 string: "$weak" (a weakened copy of the generator), "$target" (a target loss per picture), "$forbidden" (the conditioning of the colour not wanted), "$regions"
-(wanted boxes with the words and prompts of two objects; "$words" without the prompts), "$first", "$second" (the words of one object; "$first_place", "$second_place" its box as a mask), "$named" (both objects' words alone), "$graph" (the boxes that a scene graph of their relation gives), "$structured" (the structured
+(wanted boxes with the words and prompts of two objects; "$words" without the prompts), "$first", "$second" (the words of one object; "$first_place", "$second_place" its box as a mask), "$named" (both objects' words alone), "$places" (terms of Self-Guidance that put them into their boxes), "$graph" (the boxes that a scene graph of their relation gives), "$structured" (the structured
 embedding of each caption), "$outlines" (the outlines of each caption's scene as a latent; "$outlines_lora": the bundled
 LoRA for them), "$letters" (what the bundled reader is to read; "$reader": that reader; "$vae"), "$pair" (the tokens of an edit that changes words in their places),
 "$reference", "$appearance" (LATENTs of the scenes that pictures look at; "$reference_words", "$appearance_words" their prompts), "$empty" (the prompt without text),

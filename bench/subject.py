@@ -152,6 +152,8 @@ class Subject:
             return layout.subjects_of(self, batch)
         if text == "$named":
             return layout.named_of(self, batch)
+        if text == "$places":
+            return layout.places_of(self, batch)
         if text == "$pair":
             from ..guidance.attention.prompt_to_prompt import Pair
             size = self.encode([""])[0][0].shape[1]

@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from .frozen import frozen
 
 EVERY = "*"
 
 
-@dataclass(frozen=True)
+@frozen
 class Test:
     """A test function: its id as pytest has it (without parameters), its folder ("unit", "host"), its file's stem, the node ids it is marked with."""
 

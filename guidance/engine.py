@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .frozen import frozen
 from .method import NEGATIVE, POSITIVE, Branch, Edit, Finish, Gate, Method, Reading, Rule, Steer, Step, Term, Transform
 
 REPORTS = collections.deque(maxlen=16)     # the last runs' Report, newest last (for logs, bench and tests)
@@ -22,7 +23,7 @@ class RuleConflict(ValueError):
     """Two combine rules on one model."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Pipeline:
     """The methods on a model, in graph order. Immutable: the host may share it between clones and threads."""
 
@@ -181,7 +182,8 @@ def settle(run, step, active, out, c):
     for index, gate in active.gates:
         mask = gate.settled(step, run.state(index))
         if mask is not None and bool(mask.any()):
-            out = torch.where(mask.to(out.device).view(-1, *[1] * (out.ndim - 1)), c, out)
+            mask = mask.to(out.device).clone()      # kept for a backward pass, which takes no tensor of inference mode
+            out = torch.where(mask.view(-1, *[1] * (out.ndim - 1)), c, out)
     return out
 
 

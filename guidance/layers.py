@@ -8,7 +8,8 @@ On networks without a middle block (DiTs) "middle" is the middle third of the fi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from .frozen import frozen
 
 JOINT_FAMILIES = ("flux", "sd3", "qwen", "hunyuan", "aura", "lumina", "hidream", "lens", "joy", "ideogram", "krea", "cogvideo", "mochi")      # text and picture attend in one call
 ALIASES = {"down": "input", "up": "output", "mid": "middle", "blocks": "block", "layers": "layer", "double_block": "double", "single_block": "single"}
@@ -18,7 +19,7 @@ class LayerError(ValueError):
     """A selector that names no layer of this model; the message lists the layers."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Layer:
     """One transformer block. `attentions` are the kinds of attention it calls, in order ("self", "cross", "joint", "image" = to the tokens of a start picture,
     "temporal" = over the frames, in the block that follows; empty where edits cannot reach them); `key` is the host's own name for it, (None, index) where the host has none."""
@@ -33,7 +34,7 @@ class Layer:
         return f"{self.stage}.{self.index}" + ("" if self.depth is None else f".{self.depth}")
 
 
-@dataclass(frozen=True)
+@frozen
 class Geometry:
     """The layers of a network, in order of execution, and what an edit needs to know of it.
 

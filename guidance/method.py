@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from .frozen import frozen
+
 
 def param(default, tip, low=None, high=None, step=None, choices=None, advanced=False, label=None):
     """A parameter of a method: default, tooltip, range. `choices` makes a menu; a bool default a switch; a str default a text field."""
@@ -37,7 +39,7 @@ class BadInput(ValueError):
         super().__init__(f"{node}: {field_name} = {value!r} is not possible. {right}")
 
 
-@dataclass(frozen=True)
+@frozen
 class Method:
     """Base of all methods. Immutable, so that the host may share it between clones of a model."""
 
@@ -144,7 +146,7 @@ def norm(a):
     return dot(a, a).sqrt()
 
 
-@dataclass(frozen=True)
+@frozen
 class Prompt:
     """A conditioning of the graph as a hashable value: two wires with the same list are the same prompt."""
 
@@ -161,7 +163,7 @@ class Prompt:
         return self
 
 
-@dataclass(frozen=True)
+@frozen
 class ModelRef:
     """Another MODEL as a hashable value; compared by identity."""
 
@@ -177,7 +179,7 @@ class ModelRef:
         return self
 
 
-@dataclass(frozen=True)
+@frozen
 class Branch:
     """One prediction that a method asks for; equal branches of several methods are evaluated once.
 
@@ -201,7 +203,7 @@ class Branch:
 POSITIVE, NEGATIVE = Branch(), Branch("negative")
 
 
-@dataclass(frozen=True)
+@frozen
 class Windows:
     """A grid of overlapping crops: `count` along each axis, each `share` of the axis long, evenly spread from border to border."""
 
@@ -227,7 +229,7 @@ class Windows:
         return count
 
 
-@dataclass(frozen=True)
+@frozen
 class Reading:
     """Something measured inside the network in the rows of "positive" or "negative" while they are evaluated.
 
@@ -239,7 +241,7 @@ class Reading:
     edit: Any
 
 
-@dataclass(frozen=True)
+@frozen
 class Transform:
     """Base of what gives a branch's network another input, at its own noise level; it may look at other predictions, which are then evaluated first.
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from dataclasses import dataclass
 from typing import Any, Callable
 
+from ..guidance.frozen import frozen
 from ..guidance.method import Edit, Finish, Gate, Rule, Steer, Term
 
 PREFIX = "Lodestar"
@@ -13,7 +13,7 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 STAGES = (Gate, Rule, Edit, Term, Steer, Finish)      # what can be attached to a MODEL
 
 
-@dataclass(frozen=True)
+@frozen
 class Input:
     """A socket (any type name of the host) or a widget (one of WIDGETS). A widget that is optional takes its default where it is left out."""
 
@@ -40,14 +40,14 @@ class Input:
         return self.type in WIDGETS
 
 
-@dataclass(frozen=True)
+@frozen
 class Output:
     type: str
     name: str
     tooltip: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Shown:
     """What `run` may return in place of a tuple: the outputs, and a text that is shown on the node."""
 
@@ -55,7 +55,7 @@ class Shown:
     text: str
 
 
-@dataclass(frozen=True)
+@frozen
 class NodeDef:
     """A node. `run(**inputs)` gives the tuple of outputs. `method` is the method class whose docstring is its help; `part_of` the node id of the
     method that it serves, where that is another node's."""

@@ -1,11 +1,10 @@
 """Attention of image adapters, shaped (FastFace): what an adapter's tokens get of each place is raised where it is high and lowered where it is low."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, Finish, param, window
 from ..rules.decoupled import numbers
 from .edits import AttentionEdit
@@ -101,7 +100,7 @@ class Watch(TorchFunctionMode):
             self._inside = False
 
 
-@dataclass(frozen=True)
+@frozen
 class ShapedAdapter(AttentionEdit):
     """The edit: the adapter's part of cross-attention, with the numbers of this step."""
 
@@ -138,7 +137,7 @@ class ShapedAdapter(AttentionEdit):
         return out
 
 
-@dataclass(frozen=True)
+@frozen
 class AdapterAttentionShaping(Edit, Finish):
     """Sharpens where an image adapter (an identity, IP-Adapter) acts, for few-step models whose adapters work everywhere alike.
 

@@ -7,13 +7,14 @@ picture and text are one stream, that stream is "image" and `site.image` says wh
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar
 
+from ..frozen import frozen
 from .edits import titled
 
 
-@dataclass(frozen=True)
+@frozen
 class BlockSite:
     """Where a block runs.
 
@@ -30,7 +31,7 @@ class BlockSite:
     step: Any = None
 
 
-@dataclass(frozen=True)
+@frozen
 class BlockEdit:
     """Base of all block edits. `layers` is a selector of guidance.layers ("" = the edit's own default per architecture)."""
 
@@ -64,7 +65,7 @@ class BlockEdit:
         return made
 
 
-@dataclass(frozen=True)
+@frozen
 class SkipBlock(BlockEdit):
     """The block is left out: its input goes on, picture and text."""
 
@@ -74,14 +75,14 @@ class SkipBlock(BlockEdit):
         return given
 
 
-@dataclass(frozen=True)
+@frozen
 class SkipTimeBlock(SkipBlock):
     """Leaves out the blocks over the frames alone, on networks that have such blocks."""
 
     parts = ("time",)
 
 
-@dataclass(frozen=True)
+@frozen
 class SkipSpaceBlock(SkipBlock):
     """Leaves out the spatial blocks alone, on networks that have blocks over the frames beside them."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import NEGATIVE, POSITIVE
 from .edits import AttentionObserver
 from .explicit import BUDGET, logits, query_chunks
@@ -77,7 +78,7 @@ def by_role(role, wanted):
     return role == NEGATIVE if wanted == "negative" else role is not None and role not in (POSITIVE, NEGATIVE)
 
 
-@dataclass(frozen=True)
+@frozen
 class MapReader(AttentionObserver):
     """What all readers of maps have: role (one of ROLES), tokens (positions; empty for all), length (the prompt's number of tokens, 0 if unknown), mark (of one
     prompt where the conditioning holds several), most (layers with more cells are passed over, 0: none), where (the layers if `layers` is empty: "all", "deepest" or
@@ -105,7 +106,7 @@ class MapReader(AttentionObserver):
         return count if known and (not self.most or count <= self.most) and site.step is not None else 0
 
 
-@dataclass(frozen=True)
+@frozen
 class MapCapture(MapReader):
     """Sums the maps of a call by grid, averaged over heads, detached, stored with sides of at most `side` cells.
 
@@ -130,7 +131,7 @@ class MapCapture(MapReader):
                 found[1] += times
 
 
-@dataclass(frozen=True)
+@frozen
 class SelfCapture(MapReader):
     """Sums the attention of the picture's cells to its cells by grid, averaged over heads, detached: step.maps[self] is as MapCapture has it, with sums
     [batch, cells, frames, height, width]. Only grids of at most `most` cells (0: 1024)."""
@@ -149,7 +150,7 @@ class SelfCapture(MapReader):
             found[1] += maps.shape[0] // batch
 
 
-@dataclass(frozen=True)
+@frozen
 class Reading:
     """One layer's maps: weights [rows, heads, tokens, frames, height, width], and the Site they were read at."""
 
@@ -157,7 +158,7 @@ class Reading:
     weights: torch.Tensor
 
 
-@dataclass(frozen=True)
+@frozen
 class MapGraph(MapReader):
     """Keeps each layer's maps with their heads, in the graph where there is one: step.maps[self] is [Reading, ...] in order of execution."""
 
@@ -168,7 +169,7 @@ class MapGraph(MapReader):
             site.step.maps.setdefault(self, []).append(Reading(site, maps))
 
 
-@dataclass(frozen=True)
+@frozen
 class SelfGraph(MapReader):
     """Keeps the attention of the picture's cells to its cells, averaged over heads: step.maps[self] is [Reading, ...] with weights
     [rows, 1, queries, frames, height, width]. Only where the grid is small: `most` cells (0: 1024)."""
@@ -235,7 +236,7 @@ class MapRecord:
         return total / count
 
 
-@dataclass(frozen=True)
+@frozen
 class FeatureCapture(MapReader):
     """Sums the queries or keys of self-attention, all heads of a cell as one vector, by layer and kind (some blocks attend twice): step.maps[self] is
     {"layer kind": [sum [batch, cells, width], count, (frames, height, width), window]}."""

@@ -10,9 +10,9 @@ down is [rank, width], up [width, rank]. There is no alpha: it equals the rank, 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import BadInput
 
 _KEY = re.compile(r"^(?:transformer\.)?(single_)?transformer_blocks\.(\d+)\.attn\.processor\.(q|k|v|proj)_loras\.(\d+)\.(down|up)\.weight$")
@@ -20,7 +20,7 @@ PARTS = {"double": ("q", "k", "v", "proj"), "single": ("q", "k", "v")}
 EXAMPLE = "transformer_blocks.0.attn.processor.q_loras.0.down.weight"
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ConditionLora:
     """pairs: {(stage, block): {part: (down [rank, width], up [width, rank])}}; name: the file's, for messages. Compared by identity."""
 

@@ -1,12 +1,12 @@
 """ControlNorm (Cocktail): what a ControlNet says scales and shifts the features, in place of being added."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, param, socket, window
 from .edits import AttentionEdit
 
@@ -15,7 +15,7 @@ LAYOUT = ("keys: middle.0.weight [2C, C], middle.0.bias [2C], output.<i>.weight,
           "rows give gamma, the last C beta")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ControlWeights:
     """{(place, number): (weight [2C, C], bias [2C])} of trained projections from a control's residual to gamma and beta."""
 
@@ -62,7 +62,7 @@ def injected(h, residual, projection, scale):
     return h + scale * (h * gamma + beta)
 
 
-@dataclass(frozen=True)
+@frozen
 class ControlEdit(AttentionEdit):
     """Takes the place of the addition of a control's residuals in a U-Net."""
 
@@ -83,7 +83,7 @@ class ControlEdit(AttentionEdit):
         return injected(h, residual, projection, self.scale)
 
 
-@dataclass(frozen=True)
+@frozen
 class ControlNorm(Edit):
     """Lets ControlNets scale and shift the features of a U-Net where they otherwise add to them, with trained projections.
 

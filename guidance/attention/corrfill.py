@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..gradients import enter, gradient, next_ratio
 from ..layers import select
 from ..method import BadInput, Edit, Steer, param, socket, window
@@ -20,7 +20,7 @@ RATE = 0.03      # of the optimisation (released code)
 _start, _end = window("the correspondences steer")
 
 
-@dataclass(frozen=True)
+@frozen
 class CorrespondingKeys(AttentionEdit):
     """The edit: attention to the own tokens and the reference's together; in `voters` the positive rows vote, and what they have voted biases their logits."""
 
@@ -73,7 +73,7 @@ class CorrespondingKeys(AttentionEdit):
         return out
 
 
-@dataclass(frozen=True)
+@frozen
 class CorrFill(Edit, Steer):
     """Fills a hole after a reference that shows the same scene from elsewhere: attention says which places correspond, and is then held to it.
 

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..gradients import next_ratio
 from ..layers import select
 from ..method import BadInput, Branch, Edit, Prompt, Steer, param, socket
@@ -53,7 +53,7 @@ class _Quiet:
         return tuple(b for b in (getattr(self, "structure", None), getattr(self, "appearance", None)) if b is not None)
 
 
-@dataclass(frozen=True)
+@frozen
 class StructureFeatures(_Quiet, ResidualEdit):
     """The features behind a residual block are the structure's."""
 
@@ -66,7 +66,7 @@ class StructureFeatures(_Quiet, ResidualEdit):
         return found.to(h.dtype).repeat(h.shape[0] // found.shape[0], 1, 1, 1)
 
 
-@dataclass(frozen=True)
+@frozen
 class StructureAttention(_Quiet, AttentionEdit):
     """Queries and keys of self-attention are the structure's, values stay."""
 
@@ -80,7 +80,7 @@ class StructureAttention(_Quiet, AttentionEdit):
         return sharing.attend_image(site, attend, q, k, v, (sharing.put(q, site.image, found.q), sharing.put(k, site.image, found.k), v))
 
 
-@dataclass(frozen=True)
+@frozen
 class AppearanceFeatures(_Quiet, InputEdit):
     """The tokens that enter self-attention take the statistics of their likes in the appearance. With `structure` they are looked up by the structure's queries."""
 
@@ -97,7 +97,7 @@ class AppearanceFeatures(_Quiet, InputEdit):
         return restyled(split(h), split(q), split(k), split(other)).transpose(1, 2).flatten(2)
 
 
-@dataclass(frozen=True)
+@frozen
 class AppearanceValues(_Quiet, AttentionEdit):
     """The same on the values of attention, with queries and keys as they are there: for networks whose tokens in front of the projections are out of reach."""
 
@@ -132,7 +132,7 @@ def default_layers(levels, geometry):
     return f"output.{first[0]}", names(first), appearance or "none"
 
 
-@dataclass(frozen=True)
+@frozen
 class CtrlX(Edit, Steer):
     """Draws the prompt with the structure of one picture and the appearance of another.
 

@@ -1,16 +1,16 @@
 """A second prompt with a softmax of its own beside the first one's: decoupled cross-attention, as image adapters have it."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, Prompt, param, socket, window
 from .edits import AttentionEdit
 
 _start, _end = window("the second prompt acts")
 
 
-@dataclass(frozen=True)
+@frozen
 class SecondText(AttentionEdit):
     """The edit: attention is mixed with that to the second prompt's tokens, by the network's own keys and values."""
 
@@ -29,7 +29,7 @@ class SecondText(AttentionEdit):
         return out if pairs is None else out + self.weight * (site.extra["plain"](q, *pairs[0]) - out)
 
 
-@dataclass(frozen=True)
+@frozen
 class DecoupledPrompt(Edit):
     """Shows the model a second prompt beside the first, each with a softmax of its own, so that neither takes attention from the other.
 

@@ -1,11 +1,11 @@
 """Dense Diffusion: attention modulated so that words and places find each other."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import Edit, param, socket, window
 from .matrix import MatrixEdit
 from .regions import Regions, columns
@@ -45,7 +45,7 @@ def modulated(z, wanted, touched, amount):
     return torch.where(touched & open_, torch.where(wanted, z + amount * (top - z), z - amount * (z - bottom)), z)
 
 
-@dataclass(frozen=True)
+@frozen
 class DenseModulation(MatrixEdit):
     """The edit. cross, own: the strengths of this step for attention to words and of the picture to itself; size: how much less large regions get."""
 
@@ -120,7 +120,7 @@ def _moved(s, by):
     return None if s is None else slice(s.start + by, s.stop + by)
 
 
-@dataclass(frozen=True)
+@frozen
 class DenseDiffusion(Edit):
     """Words of the prompt appear in their regions: attention logits are moved towards their highest or lowest value.
 

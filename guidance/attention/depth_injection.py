@@ -1,11 +1,11 @@
 """Depth- and text-guided attention injection (ConTex-Human): a person seen from behind, in the clothes that the front shows."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Branch, Edit, Prompt, param, socket, window
 from . import sharing
 from .mutual import MutualKeys
@@ -26,7 +26,7 @@ def nearer(depth, threshold, node, field):
     return ((depth - low) / (high - low) > threshold).to(torch.float32)
 
 
-@dataclass(frozen=True)
+@frozen
 class DepthGuidedInjection(Edit):
     """Another view of a subject takes its texture from a reference view: keys and values of self-attention are the reference's, shape and pose come from depth, the rest from the text.
 

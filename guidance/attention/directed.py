@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import Edit, param, socket
 from .dense import picture_part
 from .matrix import MatrixEdit
@@ -29,7 +29,7 @@ def gaussian(region, height, width, frames=1, window=(0.0, 0.0, 1.0, 1.0)):
     return torch.stack(sheets)
 
 
-@dataclass(frozen=True)
+@frozen
 class DirectedAttention(MatrixEdit):
     """The edit. inside: the factor strength * l of this step; outside: the factor elsewhere; spread: how much of the Gaussian is added."""
 
@@ -83,7 +83,7 @@ class DirectedAttention(MatrixEdit):
         return out * (total / out.sum(-1, keepdim=True).clamp(min=1e-12)) if self.renormalise else out
 
 
-@dataclass(frozen=True)
+@frozen
 class DirectedDiffusion(Edit):
     """Places the things that words name: in the first steps the words' attention maps are strengthened inside their box and nearly erased outside it.
 

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import Edit, param
 from .edits import AttentionEdit
 
@@ -20,7 +20,7 @@ def part_size(length, wanted):
     return min(divisors, key=lambda s: abs(s - wanted)) if divisors else min(wanted, length)
 
 
-@dataclass(frozen=True)
+@frozen
 class Regions:
     """The cutting of a grid of frames x height x width tokens into regions of part_height x part_width tokens of one frame."""
 
@@ -128,7 +128,7 @@ def sparse(q, k, v, regions, share, choice=CHOICES[0], image=slice(None), budget
     return out
 
 
-@dataclass(frozen=True)
+@frozen
 class DraftEdit(AttentionEdit):
     """The edit: sparse attention among the tokens of the picture or video."""
 
@@ -156,7 +156,7 @@ class DraftEdit(AttentionEdit):
         return sparse(q, k, v, regions, self.share, self.choice, site.image)
 
 
-@dataclass(frozen=True)
+@frozen
 class DraftAttention(Edit):
     """Faster attention on long sequences (video, large pictures): regions attend only the regions that a small draft of the attention finds important.
 

@@ -1,11 +1,11 @@
 """EasyControl: a condition picture as tokens of its own that the picture looks at and that look at nothing else."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, param, socket, window
 from . import sharing
 from .edits import AttentionEdit
@@ -15,7 +15,7 @@ MODES = ("spatial", "subject")
 _start, _end = window("the condition is seen")
 
 
-@dataclass(frozen=True)
+@frozen
 class Stream:
     """A condition's own way through the network: what its keys and values are made of (guidance.host.streams makes them).
 
@@ -34,7 +34,7 @@ class Stream:
         return self
 
 
-@dataclass(frozen=True)
+@frozen
 class ConditionKeys(AttentionEdit):
     """The edit: every token of the rows, text and picture, attends to the condition's keys and values as well."""
 
@@ -57,7 +57,7 @@ class ConditionKeys(AttentionEdit):
         return attend(q, torch.cat((k, keys), 2), torch.cat((v, values), 2), *(() if bias is None else (bias,)))
 
 
-@dataclass(frozen=True)
+@frozen
 class EasyControl(Edit):
     """A condition picture (edges, depth, pose, a subject) steers the picture through tokens of its own with a LoRA of their own.
 

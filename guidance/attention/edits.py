@@ -7,12 +7,14 @@ before the output projection. `attend(q, k, v)` is the next edit's or the networ
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import Any
 
+from ..frozen import frozen
 
-@dataclass(frozen=True)
+
+@frozen
 class Site:
     """Where an attention call happens.
 
@@ -49,7 +51,7 @@ class Site:
     streams: Any = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Shared:
     """What an edit sees of a reference branch at its own layer: the picture's queries, keys and values [batch, heads, tokens, head_dim]; the text's are left out."""
 
@@ -58,7 +60,7 @@ class Shared:
     v: Any
 
 
-@dataclass(frozen=True)
+@frozen
 class AttentionEdit:
     """Base of all edits. `layers` is a selector of guidance.layers ("" = the edit's own default per architecture).
 
@@ -98,7 +100,7 @@ class AttentionEdit:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@frozen
 class AttentionObserver(AttentionEdit):
     """Looks at queries and keys as the network's own attention gets them, after every edit, and changes nothing: the output stays bit-equal."""
 
@@ -110,7 +112,7 @@ class AttentionObserver(AttentionEdit):
         return attend(q, k, v)
 
 
-@dataclass(frozen=True)
+@frozen
 class FeatureEdit(AttentionEdit):
     """An edit of what enters an output block of a U-Net: the hidden state and the skip connection, before they are joined."""
 

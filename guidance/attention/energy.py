@@ -5,12 +5,13 @@ sampler to where it would be had it come from x' (exact with Euler and DDIM; oth
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..gradients import gradient, next_ratio
 from ..method import Steer
 from .capture import onto
@@ -58,7 +59,7 @@ def of_words(maps, content, wanted):
     return maps[:, [content.index(t) for t in wanted]].mean(1)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class MapSteer(Steer):
     """Base of the methods: `readers` say what is read, `energy` what is minimised, `rounds` how often and how far."""
 

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, param, window
 from .edits import AttentionEdit
 
@@ -17,7 +18,7 @@ def factor(now, trained, strength=1.0):
     return (math.log(now) / math.log(trained)) ** (strength / 2)
 
 
-@dataclass(frozen=True)
+@frozen
 class EntropyScale(AttentionEdit):
     """The edit: queries times factor(keys now, keys in training). `cells`: cells of a latent of the training size."""
 
@@ -36,7 +37,7 @@ class EntropyScale(AttentionEdit):
         return attend(q if scale == 1.0 else q * scale, k, v)
 
 
-@dataclass(frozen=True)
+@frozen
 class AttentionEntropyScaling(Edit):
     """Keeps the sharpness of self-attention at sizes the model was not trained at: larger pictures repeat their objects less, smaller ones lose fewer.
 

@@ -1,12 +1,12 @@
 """Attend-and-Excite."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, param, progress, socket
 from .capture import MapGraph
 from .energy import MapSteer, mean_map, of_words, sharpened
@@ -37,7 +37,7 @@ def variance_preserving(step, size):
     return (step.a.float() ** 2 + step.s.float() ** 2) * size
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class AttendAndExcite(MapSteer):
     """Makes sure that every named thing gets a place of its own in the picture, by raising the attention to the one that is most neglected.
 

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..gradients import enter, gradient, normalised
 from ..layers import select
 from ..method import BadInput, Branch, Edit, Prompt, Steer, param, socket
@@ -50,7 +50,7 @@ class _Watch:
         found.append(distance(view, old.detach(), self.warp))
 
 
-@dataclass(frozen=True)
+@frozen
 class WatchedFeatures(_Watch, ResidualEdit):
     """The features behind a residual block."""
 
@@ -62,7 +62,7 @@ class WatchedFeatures(_Watch, ResidualEdit):
         return h
 
 
-@dataclass(frozen=True)
+@frozen
 class WatchedValues(_Watch, AttentionEdit):
     """The values of self-attention, as a map of features: for networks without residual blocks."""
 
@@ -84,7 +84,7 @@ class WatchedValues(_Watch, AttentionEdit):
         return attend(q, k, v)
 
 
-@dataclass(frozen=True)
+@frozen
 class FeatureCorrespondenceGuidance(Edit, Steer):
     """Draws a new view of a picture: each step is steered so that the features inside the network are the old view's, seen through a warp.
 

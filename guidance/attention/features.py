@@ -1,12 +1,11 @@
 """Edits of a U-Net's hidden features: behind its residual blocks, and in front of the projections of its self-attention."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..frozen import frozen
 from .edits import AttentionEdit
 
 
-@dataclass(frozen=True)
+@frozen
 class ResidualEdit(AttentionEdit):
     """Changes what the residual block of a selected layer's block returns, before its transformer. `site.shared`: {Branch: the reference's features [batch, ...]}."""
 
@@ -17,7 +16,7 @@ class ResidualEdit(AttentionEdit):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@frozen
 class InputEdit(AttentionEdit):
     """Changes the normalised tokens from which a selected layer's self-attention makes its queries, keys and values. `site.shared`: {Branch: the reference's [batch, ...]}.
 

@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, param, window
 from .edits import FeatureEdit
 
@@ -28,7 +29,7 @@ def low_frequencies(x):
     return (share @ basis).unflatten(-1, (height, width))
 
 
-@dataclass(frozen=True)
+@frozen
 class Reweight(FeatureEdit):
     """The edit: features times b in half their channels, the skip connection's low frequencies times s. levels: {channels: (b, s)} as a tuple of pairs."""
 
@@ -55,7 +56,7 @@ class Reweight(FeatureEdit):
         return h, (skip.float() + (s - 1) * low_frequencies(skip)).to(skip.dtype)
 
 
-@dataclass(frozen=True)
+@frozen
 class FreeU(Edit):
     """Cleaner structure and detail from a U-Net by reweighting what its decoder gets: features up, the skip connections' low frequencies down.
 

@@ -1,11 +1,11 @@
 """Glyph-adaptive mutual self-attention (TextCtrl)."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, Finish, param, socket, window
 from . import sharing
 from .mutual import MutualKeys
@@ -27,7 +27,7 @@ def cropped(pictures, mask):
     return pictures[:, :, top:bottom, left:right]
 
 
-@dataclass(frozen=True)
+@frozen
 class GlyphAdaptiveAttention(Edit, Finish):
     """Mutual self-attention whose strength follows how legible the wanted text already is: the style of a source picture, the letters of the prompt.
 

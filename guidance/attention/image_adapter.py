@@ -11,11 +11,12 @@ decoder, the middle; self-attentions are counted and have no weights):
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput
 from . import adapter_tokens
 from .regions import Region, Regions
@@ -30,7 +31,7 @@ NEEDS = ("Files of image adapters have keys image_proj.* and ip_adapter.N.to_k_i
          "cross_attn.N.to_k_lots.weight with text_proj.* and pair_former.* (LOTS).")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ImageAdapter:
     """kind: one of READS. parts: {"image_proj": {key: tensor}, ...} in float32; layers: ((to_k, to_v), ...) in the file's order; background: tokens [n, width] or None."""
 
@@ -110,7 +111,7 @@ def parse(weights, node, name="the file"):
     return adapter
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Subject:
     """One thing to be seen in the picture. features [n, m, c] (or [n, c] for embeddings): the image encoder's output for its pictures, whose tokens are put together;
     empty: that for no picture, zeros without it; region: where (None: everywhere); phrase: pooled text [p] or None; weight: of its values; length: number of
@@ -124,7 +125,7 @@ class Subject:
     length: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Subjects:
     """Several subjects of one adapter, in the order in which they were given. order: {layer's name: number} of the model they are for. Compared by identity."""
 

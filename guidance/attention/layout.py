@@ -1,12 +1,12 @@
 """Layout Guidance: the attention of words is drawn into their regions (backward guidance), and BoxDiff's constraints on it."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, progress, socket
 from .capture import MapGraph
 from .energy import MapSteer, mean_map, per_sample, smoothed
@@ -25,7 +25,7 @@ def outside_share(weights, masks, batch):
     return (1 - inside).square()
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class LayoutGuidance(MapSteer):
     """Puts the things of a prompt where you want them: the sample is moved until the attention to their words lies in their boxes or masks.
 
@@ -118,7 +118,7 @@ def boxed(maps, mask, share, reach):
     return inner, out, corner
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class BoxDiff(MapSteer):
     """Puts the things of a prompt into boxes: the strongest attention to their words inside, none outside, and out to the edges of the box.
 

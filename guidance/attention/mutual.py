@@ -1,11 +1,11 @@
 """Mutual self-attention (MasaCtrl): what is in a source picture, laid out as the new prompt wants."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import Edit, param, socket, window
 from . import sharing
 from .edits import AttentionEdit
@@ -14,7 +14,7 @@ from .sources import NOISES, Held
 _, _end = window("the source is seen")
 
 
-@dataclass(frozen=True)
+@frozen
 class MutualKeys(AttentionEdit):
     """The edit: keys and values are the source's (alpha 1), the own (0) or their mixture; with masks, object and background look at their like.
 
@@ -88,7 +88,7 @@ class MutualKeys(AttentionEdit):
         return sharing.put(outs[0], image, mixed)
 
 
-@dataclass(frozen=True)
+@frozen
 class MutualSelfAttention(Edit):
     """Keys and values of self-attention come from a source picture: the new picture keeps its objects and changes their pose or layout.
 

@@ -1,11 +1,11 @@
 """Normalized Attention Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import Edit, Prompt, param, socket, window
 from .edits import AttentionEdit
 
@@ -27,7 +27,7 @@ def normalised(plus, minus, scale, tau, alpha, norm="L1"):
     return (p + alpha * (away * factor - p)).to(plus.dtype)
 
 
-@dataclass(frozen=True)
+@frozen
 class NegativeAttention(AttentionEdit):
     """The edit: attention to the positive text is pushed away from attention to `negative` with the same queries."""
 
@@ -53,7 +53,7 @@ class NegativeAttention(AttentionEdit):
         return self.combine(plus, site.extra["plain"](q, *pair))
 
 
-@dataclass(frozen=True)
+@frozen
 class NormalizedAttentionGuidance(Edit):
     """A negative prompt that works inside attention, also where CFG is off or the model is distilled.
 

@@ -1,11 +1,11 @@
 """Negative-Away Steer Attention."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import Edit, Prompt, param, socket, window
 from .edits import AttentionEdit
 
@@ -23,7 +23,7 @@ def steered(plus, minus, scale, renormalise=False):
     return out.to(plus.dtype)
 
 
-@dataclass(frozen=True)
+@frozen
 class SteerAway(AttentionEdit):
     """The edit: the attention to `negative`, with the same queries, is taken off the attention to the positive text."""
 
@@ -42,7 +42,7 @@ class SteerAway(AttentionEdit):
         return plus if pair is None else steered(plus, site.extra["plain"](q, *pair), self.scale, self.renormalise)
 
 
-@dataclass(frozen=True)
+@frozen
 class NegativeAwaySteerAttention(Edit):
     """A negative prompt for models of one or few steps: what attention reads from it is subtracted.
 

@@ -1,10 +1,9 @@
 """PLADIS: sparse weights mixed into cross-attention."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, param, window
 from .edits import AttentionEdit
 from .explicit import logits, query_chunks
@@ -37,7 +36,7 @@ def entmax15(z):
     return (y - tau.gather(-1, size - 1)).clamp(min=0).square()
 
 
-@dataclass(frozen=True)
+@frozen
 class SparseMix(AttentionEdit):
     """The edit: (1 - amount) attention + amount sparse attention."""
 
@@ -60,7 +59,7 @@ class SparseMix(AttentionEdit):
         return out
 
 
-@dataclass(frozen=True)
+@frozen
 class PLADIS(Edit):
     """Pictures that follow the prompt more closely, from cross-attention whose weights are pushed towards sparse ones.
 

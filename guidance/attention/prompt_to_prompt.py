@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, Finish, param
 from .dense import picture_part
 from .edits import AttentionEdit
@@ -62,7 +63,7 @@ def factors(text, words, node="Prompt-to-Prompt"):
     return out
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Pair:
     """What two prompts have to do with each other. blend: the positions of the blended phrase in the source and in the target, or None."""
 
@@ -92,7 +93,7 @@ def mapped(source, target, pair):
     return (source @ mapping * share + target * (1 - share)) * factor
 
 
-@dataclass(frozen=True)
+@frozen
 class WordMaps(MatrixEdit):
     """The edit of attention to the text. swap: whether maps are taken over at this step; note: whether the blended phrase's maps are kept."""
 
@@ -154,7 +155,7 @@ def coarse(site, detail):
     return site.height * site.width * detail * detail <= high * wide * 1.01
 
 
-@dataclass(frozen=True)
+@frozen
 class PictureMaps(AttentionEdit):
     """The edit of the picture's attention to itself: the target's queries and keys are the source's, its values its own."""
 
@@ -174,7 +175,7 @@ class PictureMaps(AttentionEdit):
         return attend(q, k, v)
 
 
-@dataclass(frozen=True)
+@frozen
 class PromptToPrompt(Edit, Finish):
     """Edits a picture by editing its prompt: source and target share their noise, and the target takes over the source's attention maps.
 

@@ -1,11 +1,11 @@
 """Reference attention: a picture's appearance by attention to its keys and values."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, param, socket, window
 from . import sharing
 from .edits import AttentionEdit
@@ -14,7 +14,7 @@ from .sources import NOISES
 _start, _end = window("the reference is seen")
 
 
-@dataclass(frozen=True)
+@frozen
 class ReferenceKeys(AttentionEdit):
     """The edit: attention to the own tokens and the reference's together; `share` mixes it with the network's own attention."""
 
@@ -40,7 +40,7 @@ class ReferenceKeys(AttentionEdit):
         return both if self.share == 1 else torch.lerp(attend(q, k, v), both, self.share)
 
 
-@dataclass(frozen=True)
+@frozen
 class ReferenceAttention(Edit):
     """The sampled picture sees the tokens of a reference picture in every self-attention, and takes its appearance over.
 

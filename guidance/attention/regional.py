@@ -1,11 +1,11 @@
 """Regional prompts: a prompt for each part of the picture."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import Edit, param, socket, window
 from .edits import AttentionEdit
 from .regions import Regions
@@ -23,7 +23,7 @@ def shares(regions, base_ratio, maps):
     return torch.cat((1 - own.sum(0, keepdim=True), own)).clamp(min=0)
 
 
-@dataclass(frozen=True)
+@frozen
 class RegionalAttention(AttentionEdit):
     """The edit: the picture's tokens attend to the texts of their regions, in shares.
 
@@ -83,7 +83,7 @@ class RegionalAttention(AttentionEdit):
         return out.to(dtype)[None, None]
 
 
-@dataclass(frozen=True)
+@frozen
 class Separation(AttentionEdit):
     """The edit: parts of the picture that belong to different regions do not see each other; what lies in no region sees and is seen by all."""
 
@@ -100,7 +100,7 @@ class Separation(AttentionEdit):
         return attend(q, k, v, bias[None, None])
 
 
-@dataclass(frozen=True)
+@frozen
 class RegionalPrompts(Edit):
     """Gives parts of the picture prompts of their own, inside attention: one evaluation, no seams between separate pictures.
 

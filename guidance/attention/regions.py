@@ -6,11 +6,12 @@ Everything is in fractions of the picture, x to the right, y down, so that one R
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Prompt
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)      # left, top, width, height: the whole picture
@@ -47,7 +48,7 @@ def checked_mask(mask, node="Region", name="mask"):
     return mask.clamp(0, 1).clone()
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Region:
     """One region: a place, and what belongs there.
 
@@ -142,7 +143,7 @@ def _shares(cells, begin, extent, pixels):
     return torch.where(total > 1e-9, both / total.clamp(min=1e-9), torch.zeros_like(both)).float()
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Regions:
     """Several regions in the order in which they were given. text, length: the prompt whose words were found, and the number of its tokens (None before);
     spans: (first, last + 1) of the prompt's own words among them, one for each stream of its text encoder;

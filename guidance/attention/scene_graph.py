@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
+from ..frozen import frozen
 from ..method import BadInput, Method, param
 from .phrases import NAMES, statements
 from .regions import Region, Regions
@@ -198,7 +199,7 @@ def _worst(things, relations, gap):
     return which if amount > SLACK else None
 
 
-@dataclass(frozen=True)
+@frozen
 class SceneGraphLayout(Method):
     """Turns a description of things and how they stand to each other into regions, for every method that takes them.
 

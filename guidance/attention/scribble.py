@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, param, progress, socket
 from .capture import MapGraph, SelfGraph
 from .energy import MapSteer, mean_map, sharpened
@@ -93,7 +93,7 @@ def grown(mask, rows, bound, most):
     return out.view_as(mask)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ScribbleGuidance(MapSteer):
     """Draws things along strokes: their place and direction follow a scribble, and the scribble may grow to the thing's whole shape.
 

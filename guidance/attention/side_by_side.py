@@ -1,11 +1,10 @@
 """A source picture and the place for the target on one canvas, so that self-attention sees both."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, Method, param
 
 SIDES = ("left", "right", "above", "below")
@@ -24,7 +23,7 @@ def target_part(side, height, width, gap=0):
             "above": (slice(h + gap, height), slice(0, width)), "below": (slice(0, h - gap), slice(0, width))}[side]
 
 
-@dataclass(frozen=True)
+@frozen
 class SideBySideCanvas(Method):
     """Puts a source picture and the place for the target on one canvas: the sampler keeps the source and paints the target, and self-attention carries the source's look over.
 

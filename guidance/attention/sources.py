@@ -1,17 +1,17 @@
 """Where the rows of a reference branch come from: a clean latent noised to the step's level, or a recorded trajectory."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput
 
 NOISES = ("shared", "own")
 
 
-@dataclass(frozen=True)
+@frozen
 class Held:
     """A value of the graph (a LATENT, a mask) as a hashable one; compared by identity."""
 
@@ -27,7 +27,7 @@ class Held:
         return self
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Trajectory:
     """States of one picture on its way from clean to noise, as an inversion passed them: sigmas [n] rising, states [n, batch, ...] as the model sees them."""
 
@@ -62,7 +62,7 @@ class Recorder:
         return Trajectory(torch.tensor(self.sigmas, dtype=torch.float64), torch.stack(self.states))
 
 
-@dataclass(frozen=True)
+@frozen
 class Source:
     """What a reference branch's rows hold: `trajectory` where there is one, else `latent` (a graph's LATENT, held) with noise of the step's level.
 

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import Edit, param, socket, window
 from .edits import AttentionEdit
 from .explicit import logits, query_chunks
@@ -34,7 +34,7 @@ def spread(q, k):
     return (squares / count - (total / count).square()).clamp(min=0).sqrt()
 
 
-@dataclass(frozen=True)
+@frozen
 class WeightedWords(AttentionEdit):
     """The edit: amount * weight * coverage * std of the logits, on the logits of each region's words."""
 
@@ -76,7 +76,7 @@ class WeightedWords(AttentionEdit):
         return attend(q, k, v, whole)
 
 
-@dataclass(frozen=True)
+@frozen
 class SpatialPromptWeighting(Edit):
     """Puts the things that words name where they are wanted: the words gain in attention inside their region, the more the noisier the picture is.
 

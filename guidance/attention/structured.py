@@ -1,11 +1,12 @@
 """Structured Diffusion Guidance: noun phrases encoded on their own, in the keys or values of attention."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, Prompt, param, window
 from .edits import AttentionEdit
 from .phrases import conjunctions, noun_phrases
@@ -29,7 +30,7 @@ def structured(words, full, phrases, encode, mode):
     return (*each, every)
 
 
-@dataclass(frozen=True)
+@frozen
 class StructuredAttention(AttentionEdit):
     """The edit. texts: what `structured` gives, as Prompts."""
 
@@ -61,7 +62,7 @@ class StructuredAttention(AttentionEdit):
         return (total / len(pairs)).to(out.dtype)
 
 
-@dataclass(frozen=True)
+@frozen
 class StructuredDiffusionGuidance(Edit):
     """Binds attributes to their things: every noun phrase of the prompt is encoded on its own, and attention reads these encodings beside the whole prompt's.
 

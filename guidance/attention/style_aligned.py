@@ -1,11 +1,11 @@
 """StyleAligned: pictures of one style by attention to a reference picture."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import Edit, param, socket, window
 from . import sharing
 from .edits import AttentionEdit
@@ -14,7 +14,7 @@ from .sources import NOISES
 _start, _end = window("the style is shared")
 
 
-@dataclass(frozen=True)
+@frozen
 class StyleSharing(AttentionEdit):
     """The edit: AdaIN of queries and keys to the reference's, and attention to the own tokens and the reference's together."""
 
@@ -48,7 +48,7 @@ class StyleSharing(AttentionEdit):
         return out if self.reference is not None else sharing.keep_first(site, attend, q, k, v, out)
 
 
-@dataclass(frozen=True)
+@frozen
 class StyleAligned(Edit):
     """Pictures that share the style of a reference picture: their self-attention sees its tokens too, under its statistics.
 

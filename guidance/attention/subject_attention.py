@@ -1,12 +1,13 @@
 """Masked subject attention: pictures of subjects enter the attention of the places where they are to be (MS-Diffusion, LOTS, regional IP-Adapter)."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, Finish, param, socket, window
 from .capture import text_weights
 from .edits import AttentionEdit
@@ -32,7 +33,7 @@ def opened(places, lengths, background=0):
     return subject | outside
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Found:
     """What the text's attention says of the subjects' places: {(layer, height, width, frames): bool [batch, subjects, cells]}."""
 
@@ -42,7 +43,7 @@ class Found:
         return self
 
 
-@dataclass(frozen=True)
+@frozen
 class SubjectKeys(AttentionEdit):
     """The edit: beside the text a place sees the tokens of the subjects that are to be there. found: places from the text's attention (None: those of the regions); listen: the maps are
     noted under the subjects in the step's maps; quiet: nothing is added (the first steps of a layout that is still to be found)."""
@@ -111,7 +112,7 @@ class SubjectKeys(AttentionEdit):
         maps[str(site.layer), site.height, site.width, site.frames] = found
 
 
-@dataclass(frozen=True)
+@frozen
 class MaskedSubjectAttention(Edit, Finish):
     """Shows the model pictures of things, each in its place: an image adapter's tokens are seen only by the cells where their subject is to be.
 

@@ -1,13 +1,13 @@
 """Temporal Attention Temperature (TCAN)."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, Edit, param, socket, window
 from .edits import AttentionEdit
 
@@ -33,7 +33,7 @@ def temperatures(mask, height, width, gain):
     return 1 + gain * d
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Temperature(AttentionEdit):
     """The edit: attention over the frames, its logits divided by a temperature per cell."""
 
@@ -53,7 +53,7 @@ class Temperature(AttentionEdit):
         return attend((q / tau).to(q.dtype), k, v)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class TemporalAttentionTemperature(Edit):
     """Keeps what does not move still: attention over the frames is flattened far away from a mask (the person, the pose).
 

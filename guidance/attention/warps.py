@@ -2,18 +2,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput
 
 NODE = "View Warp"
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Warp:
     """points [n, height, width, 2]: (x, y) in the old view in fractions of its sides, of each cell of the new one; seen [n, height, width]: whether the old view shows it."""
 

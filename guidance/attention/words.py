@@ -1,12 +1,13 @@
 """Words of a prompt without a place, for methods that read or raise their attention."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
+from ..frozen import frozen
 from ..method import BadInput
 
 
-@dataclass(frozen=True)
+@frozen
 class PromptWords:
     """Phrases of a prompt and where their tokens are. content: positions of all of the prompt's own tokens (without begin, end and padding); tokens: those of
     each phrase; length: the conditioning's number of tokens; mark: what the conditioning carries as "lodestar_prompt"."""
@@ -26,6 +27,15 @@ class PromptWords:
         if len(self.phrases) < least:
             raise BadInput(node, "words", ", ".join(self.phrases) or "none", f"Name at least {least} phrase{'s' if least > 1 else ''} of the prompt.")
         return self
+
+
+def chosen(words, phrases, node, field="phrases"):
+    """The PromptWords with those of its phrases that a text names, separated by commas; all of them where it names none. BadInput for one that is not among them."""
+    wanted = phrases_of(phrases)
+    for p in wanted:
+        if p not in words.phrases:
+            raise BadInput(node, field, p, f"There are: {', '.join(words.phrases)}.")
+    return replace(words, phrases=wanted, tokens=tuple(words.tokens[words.phrases.index(p)] for p in wanted)) if wanted else words
 
 
 def found(words, phrases, mark=None):

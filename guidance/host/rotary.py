@@ -1,12 +1,14 @@
 """Rotary position embeddings of the host's networks in one form, so that an edit can undo and redo them."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
+from ..frozen import frozen
 
-@dataclass(frozen=True)
+
+@frozen
 class Rotation:
     """The turn of each token's queries: cosines and sines [1 or rows, 1 or heads, tokens, pairs]. split: a pair is (i, i + half), else (2 i, 2 i + 1)."""
 

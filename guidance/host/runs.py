@@ -104,14 +104,17 @@ def _at(step, x):
 
 
 def _alone(session, plan, step, timestep, model_options):
-    """A function (x, observers) -> the conditional prediction at x alone, with the run's edits, and these observers in place of all others."""
-    def predict(x, observers=()):
+    """A function (x, observers) -> the conditional prediction at x alone, with the run's edits, and these observers in place of all others; `branch`: another one in its place, with a source
+    that of the reference, whose rows carry the branch's own edits."""
+    def predict(x, observers=(), branch=POSITIVE):
         edits = tuple(e for e in plan.edits if not isinstance(e, AttentionObserver)) + tuple(observers)
         call = Call(session, dataclasses.replace(plan, edits=edits, branches=()), _at(step, x))
         call.main_done = True
         options = _with_call(model_options, call)
         attention_hooks.install(call, options)
-        return _single(session, call, POSITIVE, x, timestep, options)
+        if branch.source is not None:
+            x = references.state(session, branch.source, x.shape, timestep, step, x.device).to(x.dtype)
+        return _single(session, call, branch, x, timestep, options)
     return predict
 
 

@@ -1,16 +1,16 @@
 """Capture Attention: the maps of a run, for the nodes that show and use them."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ..attention.capture import ROLES, MapCapture, MapRecord
+from ..frozen import frozen
 from ..method import Finish, param, window
 
 _start, _end = window("maps are read")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class CaptureAttention(Finish):
     """Reads which part of the picture attends to which word, in every step of a run; changes nothing, bit for bit.
 

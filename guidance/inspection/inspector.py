@@ -1,11 +1,11 @@
 """Guidance Inspector: per-step norms, cosines, evaluations and previews of a run."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import NEGATIVE, POSITIVE, Finish, dot, noise_of, norm, param
 
 PREVIEWS = 6
@@ -23,7 +23,7 @@ class Record:
         return self.rows, self.previews
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class GuidanceInspector(Finish):
     """Measures the guided prediction at every sampler call; changes nothing.
 

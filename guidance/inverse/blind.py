@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from . import levels
 from .estimated import Estimate, Found, Rule, with_estimate
@@ -24,7 +24,7 @@ def bands(r):
     return [(t[..., 0::2, :] + sign * t[..., 1::2, :]) / 2**0.5 for t in (low, high) for sign in (1, -1)]
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class BlindPosteriorSampling(Solver):
     """Restores a picture whose degradation is known in kind only: a blur's kernel, a Gaussian's width or an exposure is estimated by its own gradient at every step.
 
@@ -54,13 +54,13 @@ class BlindPosteriorSampling(Solver):
 
     measurement: Any = socket("LODESTAR_MEASUREMENT", "What is known of the picture; its operator is the first guess.")
     scale: float = param(2.0, "Step along the gradient; 0 switches it off.", 0.0, 1000.0, 0.1)
-    rate: float = param(0.1, "Learning rate of the degradation's parameters; 0: it is known.", 0.0, 10.0, 0.01)
-    inner: int = param(10, "Steps of the degradation's parameters at each level.", 1, 100, 1)
+    rate: float = param(0.2, "Learning rate of the degradation's parameters; 0: it is known.", 0.0, 10.0, 0.01)
+    inner: int = param(20, "Steps of the degradation's parameters at each level.", 1, 100, 1)
     frequency: float = param(0.0, "Weight of the frequency bands beside the picture's own difference.", 0.0, 1000.0, 0.1)
     details: float = param(0.1, "Weight of the detail bands against the coarse one.", 0.0, 10.0, 0.05, advanced=True)
     sparsity: float = param(0.0, "Weight of the prior that makes the kernel sparse.", 0.0, 100.0, 0.001, advanced=True)
     size: int = param(33, "Height and width of the estimated kernel (odd), in pixels or latent cells.", 3, 255, 2)
-    begin: float = param(0.5, "From this fraction of the steps on the parameters are estimated: before it the picture is too rough, and a kernel that fits it leads astray.", 0.0, 1.0, 0.01, advanced=True)
+    begin: float = param(0.6, "From this fraction of the steps on the parameters are estimated: before it the picture is too rough, and a kernel that fits it leads astray.", 0.0, 1.0, 0.01, advanced=True)
     eta: float = param(1.0, "Fresh noise per step. 0: deterministic, 1: ancestral.", 0.0, 1.0, 0.01)
     found: Any = dataclasses.field(default_factory=Found)
 

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from . import levels, tractable
 from .dps import MEASURED
@@ -14,7 +15,7 @@ from .problem import latent_mask, per_sample
 from .solver import Solver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class TractableSteering(Solver):
     """Inpainting (and other measurements) by optimising the state at each level until its clean estimate agrees; in the first steps the estimate is mixed with a Gaussian's exact posterior.
 

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from . import levels
 from .dps import MEASURED
@@ -17,7 +17,7 @@ from .solver import Solver, at, euler, slope
 WIDTHS = ("noise", "unit prior")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class DecoupledPosteriorSampling(Solver):
     """At every level the model's picture is found by a few steps, a clean picture is drawn from the posterior around it, and noised to the next level. No backward pass through the network.
 

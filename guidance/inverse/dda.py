@@ -1,9 +1,9 @@
 """DDA: a picture is made anew by the model from its noised state, and led by its own coarse structure."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import param, socket
 from . import levels
 from .operators.separable import SuperResolution
@@ -13,7 +13,7 @@ from .solver import Solver
 FORMS = ("gradient", "replace")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class DiffusionDrivenAdaptation(Solver):
     """Draws a noised picture anew in the model's own manner, led by the low-pass part of the picture it came from: what is foreign to the model goes, the structure stays.
 

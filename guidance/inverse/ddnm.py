@@ -2,15 +2,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import param, socket
 from .dps import MEASURED
 from .solver import Solver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class NullSpaceSampler(Solver):
     """At every step the clean estimate is made to agree with the measurement, changing nothing that the measurement does not see. No gradients.
 

@@ -2,17 +2,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .dps import MEASURED
 from .solver import Solver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SpectralSampler(Solver):
     """Restores in the operator's singular directions, each by what the measurement says of it at the present noise level. No gradients.
 

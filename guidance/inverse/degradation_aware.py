@@ -1,18 +1,18 @@
 """DADiff: null-space restoration whose pseudo-inverse is a restoring network, and whose operator may be a network too."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import param, socket
 from .dps import MEASURED
 from .solver import Solver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class DegradationAwareSampler(Solver):
     """Restores with a network in place of the operator's pseudo-inverse, such as an upscaler: what the network makes of the degraded estimate is replaced by what it makes of the measurement.
 

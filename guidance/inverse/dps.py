@@ -1,9 +1,9 @@
 """DPS: diffusion posterior sampling."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import param, socket
 from . import levels
 from .problem import distance, misfit
@@ -13,7 +13,7 @@ MEASURED = "What is known of the picture."
 FORMS = ("published", "likelihood")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class DiffusionPosteriorSampling(Solver):
     """Each step is followed by a step down the gradient of how far the clean estimate's measurement is from the given one.
 

@@ -2,16 +2,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
+from ..frozen import frozen
 from ..method import param
 from .dps import DiffusionPosteriorSampling
 from .problem import distance, misfit
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class LossGuidedDiffusion(DiffusionPosteriorSampling):
     """Diffusion Posterior Sampling with the loss averaged over random clean pictures around the estimate, since the estimate is not certain.
 

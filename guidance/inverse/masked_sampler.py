@@ -1,12 +1,12 @@
 """Sampling inside a mask: what is outside is put back at every noise level; by a hard mask, one that shrinks, or a change map."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .operators.masked import Inpainting
 from .problem import Measurement
@@ -15,7 +15,7 @@ from .solver import Solver
 FORMS = ("change map", "blended", "shrinking")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class MaskedSampler(Solver):
     """Makes part of a picture anew: at every noise level the rest is put back. A change map says for each place how much may change.
 

@@ -1,9 +1,9 @@
 """MPGD: the clean estimate moves down the gradient of the measurement, without a backward pass through the network."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import param, socket
 from . import levels
 from .dps import MEASURED
@@ -11,7 +11,7 @@ from .problem import distance
 from .solver import Solver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ManifoldPreservingGuidance(Solver):
     """Moves the clean estimate towards the measurement and keeps the noise that was predicted: no backward pass through the network.
 

@@ -1,11 +1,11 @@
 """PiGDM: pseudo-inverse guided diffusion."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from .dps import MEASURED
 from .problem import per_sample
@@ -14,7 +14,7 @@ from .solver import Solver
 FORMS = ("score", "published")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class PseudoinverseGuidance(Solver):
     """Follows the likelihood of the measurement with the clean estimate's own uncertainty in it, solved exactly for linear operators.
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Measurement:
     """What is known of a picture: an operator, the degraded picture (IMAGE [n, h, w, c] with the VAE that sees it) or latent (LATENT samples), the noise level of either.
 

@@ -1,17 +1,17 @@
 """The clean estimate is brought into the range of a forward model at every step."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from .problem import Measurement
 from .solver import Solver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class EstimateProjection(Solver):
     """At every step the clean estimate is replaced by what a forward model keeps of it: pictures that the forward model can make come out.
 

@@ -1,11 +1,11 @@
 """PSLD: posterior sampling with latent diffusion."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from . import levels
 from .dps import MEASURED
@@ -13,7 +13,7 @@ from .problem import distance, per_sample
 from .solver import Solver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class LatentPosteriorSampling(Solver):
     """Diffusion Posterior Sampling for latents, which also holds the latent where decoder and encoder agree on the measured picture.
 

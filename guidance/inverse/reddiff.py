@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from . import levels
 from .dps import MEASURED
@@ -17,7 +17,7 @@ WEIGHTS = {"linear": lambda r: r, "sqrt": math.sqrt, "square": lambda r: r * r, 
 STARTS = ("pseudo-inverse", "zero")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class REDdiff(Solver):
     """Fits one clean latent to the measurement by gradient steps, with the model's denoising residual at falling noise levels as its prior. No backward pass through the network.
 

@@ -1,9 +1,9 @@
 """RePaint: what is known is put back at every level, and the levels are gone through several times."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import param, socket
 from . import levels
 from .dps import MEASURED
@@ -11,7 +11,7 @@ from .problem import latent_mask
 from .solver import Solver, at
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class RePaint(Solver):
     """Inpainting that puts what is known back at every noise level, and goes up and down the levels several times so that the new part fits to it.
 

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from . import levels
 from .dps import MEASURED
@@ -14,7 +14,7 @@ from .problem import distance, per_sample
 from .solver import Solver, at, euler, slope
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ReSample(Solver):
     """Every few steps a clean latent is fitted to the measurement exactly, and the state is drawn anew between the fit and where the model is.
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..frozen import frozen
 from ..gradients import LOSS_SCALE, gradient, plain_context
 from ..method import Method, Step
 from . import levels
@@ -92,7 +93,7 @@ class Point:
         return out if shift is None else out + shift
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Solver(Method):
     """Base of the solvers: `advance(point)` gives the state at the next level. A solver with another course of its own replaces `run`."""
 

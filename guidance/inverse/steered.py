@@ -2,15 +2,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from . import levels
 from .solver import Solver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SteeredDiffusion(Solver):
     """At every step the clean estimate is made to agree with a measurement, or moved down the gradient of a loss, and the noise is recomputed from it.
 

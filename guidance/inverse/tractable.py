@@ -1,13 +1,12 @@
 """A Gaussian of latents whose conditional given a part is known in closed form, and how it is mixed with the model's estimate."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 
+from ..frozen import frozen
 
-@dataclass(frozen=True, eq=False)
+
+@frozen(eq=False)
 class GaussianPrior:
     """z = mean + directions w + e:  w standard normal [k], e of variance `rest`; latents [channel, (frame,) height, width] in the model's units.
 

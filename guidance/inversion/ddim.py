@@ -1,17 +1,16 @@
 """DDIM inversion and replay."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Method, norm, param
 from ..samplers.cfgpp import signal, step_down
 
 SCHEDULERS = ("normal", "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform")
 
 
-@dataclass(frozen=True)
+@frozen
 class DDIMInversion(Method):
     """Finds the noise from which the deterministic sampler makes a given picture; sampling again from it gives the picture back, or an edited one.
 

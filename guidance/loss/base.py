@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import progress
 
 SCHEDULES = ("constant", "rising", "falling", "cosine", "noise")
 
 
-@dataclass(frozen=True)
+@frozen
 class Loss:
     """Base of all losses: `value(denoised, context) -> [batch]`. Losses add with `+` (LossSum)."""
 
@@ -34,7 +35,7 @@ class Loss:
         return LossSum((*_parts(self), *_parts(other)))
 
 
-@dataclass(frozen=True)
+@frozen
 class LossSum(Loss):
     """The sum of several losses."""
 
@@ -53,7 +54,7 @@ class LossSum(Loss):
         return any(part.active(step) for part in self.parts)
 
 
-@dataclass(frozen=True)
+@frozen
 class LossMax(LossSum):
     """The largest of several losses, for each sample: only the worst one is worked on."""
 
@@ -98,7 +99,7 @@ class LossContext:
         return {"rising": way, "falling": 1.0 - way, "cosine": (1 - math.cos(math.pi * way)) / 2}[schedule]
 
 
-@dataclass(frozen=True)
+@frozen
 class Scaled(Loss):
     """factor * loss."""
 

@@ -1,11 +1,11 @@
 """Colours: histograms, moments, or all of a picture's colours as a distribution."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import param, socket
 from .picture import PictureLoss
 
@@ -40,7 +40,7 @@ def quantiles(u, m, count, directions):
     return along.gather(-1, order).gather(-1, at)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ColourDistribution(PictureLoss):
     """How far the picture's colours are from a target's, wherever they are: a palette without a layout.
 

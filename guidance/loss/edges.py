@@ -1,12 +1,12 @@
 """Edges: the outlines of a picture or a sketch."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import param, socket
 from .picture import PictureLoss, gray, mean
 
@@ -18,7 +18,7 @@ def sobel(u):
     return (found.square().sum(1, keepdim=True) + 1e-12).sqrt()
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class EdgeTarget(PictureLoss):
     """How far the picture's outlines are from those of a target picture, or from a sketch.
 

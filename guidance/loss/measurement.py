@@ -1,16 +1,17 @@
 """Measurement loss: how far the measurement of the clean estimate is from a given one."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..inverse.problem import per_sample
 from .base import Loss
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class MeasurementLoss(Loss):
     """weight * reduce( y - A u ), u the estimate (latent, or the decoded picture in [-1, 1]), y the measurement, A its operator; per sample.
 

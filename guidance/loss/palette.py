@@ -1,18 +1,18 @@
 """A label map as a target: which class each place of the picture has, by the colours of a palette."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .picture import PictureLoss, mean
 from .shape import membership, parse_colour
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class PaletteSegmentation(PictureLoss):
     """How far the classes of the picture's places are from a label map, where a class is a colour.
 

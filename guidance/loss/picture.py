@@ -1,19 +1,19 @@
 """What losses of pictures have in common: where they look (picture, small picture, latent), mask, window and schedule."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .base import SCHEDULES, Loss
 
 SPACES = ("rgb", "small", "latent")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class PictureLoss(Loss):
     """weight * schedule * measure(u, m): u the clean estimate as pictures [n, channels, height, width], m its mask [n, 1, height, width] in [0, 1]; one value per sample.
 

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .picture import PictureLoss, mean
 
@@ -16,7 +16,7 @@ SIGMA = 1.5      # of its weights, in these samples
 LUMINANCE = (0.2999, 0.587, 0.1114)      # as released
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Code:
     """Where a QR code is in a picture, and what it says: box (left, top, right, bottom) in fractions of the picture, light [n, n] bool of its modules."""
 
@@ -97,7 +97,7 @@ def misread(y, light, dark_below, light_above, points=POINTS):
     return torch.where(light, cells < light_above, cells > dark_below)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ScanningRobust(PictureLoss):
     """How badly a QR code in the picture would be read; 0 where every module is read right.
 

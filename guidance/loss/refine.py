@@ -1,11 +1,11 @@
 """Refining a finished latent by a loss, without the network."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..gradients import LOSS_SCALE, plain_context
 from ..method import BadInput, Method, param, socket
 from .base import LossContext
@@ -13,7 +13,7 @@ from .base import LossContext
 OPTIMISERS = ("SGD", "Adam")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class LossRefinement(Method):
     """Moves a finished latent downhill on a loss: no sampling, no network, only what the loss itself needs (mostly the decoder).
 

@@ -1,11 +1,11 @@
 """Where something of a colour is: its shape, place and size, without a network."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .picture import PictureLoss, positions
 
@@ -30,7 +30,7 @@ def parse_colour(text, node):
     raise BadInput(node, "colour", text, "Write #rrggbb, or three numbers from 0 to 1.")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class ColouredShape(PictureLoss):
     """How far what has a colour is from a shape, a place or a size.
 

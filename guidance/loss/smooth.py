@@ -1,17 +1,16 @@
 """Losses without a target: total variation, symmetry, tiles, range."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import param
 from .picture import PictureLoss, mean
 
 MIRRORS = ("left and right", "top and bottom", "half turn", "tiles")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class TotalVariation(PictureLoss):
     """How much neighbouring cells differ: less of it is a smoother picture.
 
@@ -25,7 +24,7 @@ class TotalVariation(PictureLoss):
         return mean(down, m[..., 1:, :] * m[..., :-1, :]) + mean(right, m[..., 1:] * m[..., :-1])
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Symmetry(PictureLoss):
     """How far the picture is from its mirror image, or from a tile that repeats without a seam.
 
@@ -45,7 +44,7 @@ class Symmetry(PictureLoss):
         return sum((s - i).square().flatten(1).mean(1) for s, i in zip(steps, inner))
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class RangePenalty(PictureLoss):
     """How far values leave the range of pictures; less of it is less burnt.
 

@@ -1,11 +1,11 @@
 """Spectrum: the amplitudes of a picture's frequencies, wherever things are."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .picture import PictureLoss
 
@@ -22,7 +22,7 @@ def radii(u):
     return 2 * (x.square() + y.square()).sqrt()
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SpectrumTarget(PictureLoss):
     """How far the amplitudes of the picture's frequencies are from those of a target: its texture, not its places.
 

@@ -1,17 +1,17 @@
 """Low frequencies of a given picture at several scales, the coarse ones early and the fine ones late."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput, param, socket
 from .picture import PictureLoss, mean
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class MultiscaleStructure(PictureLoss):
     """How far the picture's averages over blocks of several sizes are from those of a rough restoration, coarse blocks early and fine ones late.
 

@@ -1,19 +1,19 @@
 """Target-Image loss: how far the clean estimate is from a picture or a latent."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import BadInput
 from .base import Loss
 
 REDUCTIONS = ("sum", "mean", "norm")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class TargetImage(Loss):
     """weight * reduce( m |u - y|^p ), u the estimate (latent or decoded), y the target; per sample.
 

@@ -1,12 +1,12 @@
 """Wavelet target: the difference to a picture, weighted by frequency band."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import param, socket
 from .picture import PictureLoss
 
@@ -18,7 +18,7 @@ def haar(u):
     return (p + q + r + s) / 2, (p - q + r - s) / 2, (p + q - r - s) / 2, (p - q - r + s) / 2
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class WaveletTarget(PictureLoss):
     """How far the picture is from a target in each band of a Haar wavelet: rough layout, or details, as the weights say.
 

@@ -1,18 +1,17 @@
 """Perturbed-Attention Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ..attention.edits import AttentionEdit
+from ..frozen import frozen
 from ..method import POSITIVE, Branch, Term, param, window
 from .common import rescaled
 
 _start, _end = window()
 
 
-@dataclass(frozen=True)
+@frozen
 class IdentitySelfAttention(AttentionEdit):
     """Self-attention whose matrix is the identity: the head output is V.
 
@@ -40,7 +39,7 @@ class IdentitySelfAttention(AttentionEdit):
         return out
 
 
-@dataclass(frozen=True)
+@frozen
 class PerturbedAttentionGuidance(Term):
     """Pushes away from a prediction whose self-attention is switched off, which loses structure and keeps appearance.
 

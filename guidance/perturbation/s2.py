@@ -1,14 +1,13 @@
 """Stochastic Self-Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..attention.blocks import SkipBlock, generator_of
+from ..frozen import frozen
 from ..method import POSITIVE, Branch, param
 from .common import Push, rescaled, rescaling
 
 
-@dataclass(frozen=True)
+@frozen
 class DropBlocks(SkipBlock):
     """Leaves out a random share of the blocks, at least one, drawn anew at every step."""
 
@@ -24,7 +23,7 @@ class DropBlocks(SkipBlock):
         return generator_of("blocks", self.seed, 0 if step is None else step.index, self.number).sample(list(layers), count)
 
 
-@dataclass(frozen=True)
+@frozen
 class StochasticSelfGuidance(Push):
     """Pushes away from what random parts of the network predict alone: at every step some blocks, drawn anew, are left out.
 

@@ -1,13 +1,13 @@
 """Self-Attention Guidance and Blur Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..attention.edits import AttentionEdit
+from ..frozen import frozen
 from ..layers import select
 from ..method import BadInput, Branch, Reading, Term, Transform, param, window
 from .common import blur2d, kernel_size
@@ -33,7 +33,7 @@ def attention_mass(q, k, image, text=None):
     return mass if text is None else mass / mass.mean(1, keepdim=True)
 
 
-@dataclass(frozen=True)
+@frozen
 class AttentionMass(AttentionEdit):
     """Changes nothing; notes how much attention each place of the picture gets in one layer."""
 
@@ -73,7 +73,7 @@ def _bounds(area, sizes):
     return [(0, size) for size in sizes[:3 - n]] + found
 
 
-@dataclass(frozen=True)
+@frozen
 class Blurred(Transform):
     """x' = x + a (d - u): the clean estimate u of `prompt` is blurred where `reading` says so, d, and gets its own noise back; the prediction made of x' is taken
     back to x with its noise kept, D' = D(x') + u - d, which is eps(x') in every parametrisation."""
@@ -136,7 +136,7 @@ class _Sharpen(Term):
         return self.scale * (predictions[clean] - predictions[degraded])
 
 
-@dataclass(frozen=True)
+@frozen
 class SelfAttentionGuidance(_Sharpen):
     """Pushes away from a prediction of an input that is blurred where the network looks: detail is added where it matters.
 
@@ -177,7 +177,7 @@ class SelfAttentionGuidance(_Sharpen):
         return Blurred(prompt, self.blur_sigma, self.kernel, Reading(prompt, AttentionMass(self.layers)), self.threshold, self.mask == REST)
 
 
-@dataclass(frozen=True)
+@frozen
 class BlurGuidance(_Sharpen):
     """Pushes away from a prediction of a blurred input: fine detail is strengthened everywhere.
 

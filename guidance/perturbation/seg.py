@@ -1,9 +1,8 @@
 """Smoothed Energy Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..attention.edits import AttentionEdit
+from ..frozen import frozen
 from ..method import Branch, param, window
 from .common import Push, blur2d, rescaling
 
@@ -24,7 +23,7 @@ def smoothed(q, height, width, sigma):
     return blur2d(planes, sigma).reshape(rows, heads, frames, dim, height * width).movedim(4, 3).reshape(q.shape).to(q.dtype)
 
 
-@dataclass(frozen=True)
+@frozen
 class SmoothQueries(AttentionEdit):
     """Self-attention with blurred queries, which is the same as blurring its logits over the queries: softmax(blur(Q) K^T) = softmax(blur(Q K^T)).
 
@@ -52,7 +51,7 @@ class SmoothQueries(AttentionEdit):
         return attend(part, k, v)
 
 
-@dataclass(frozen=True)
+@frozen
 class SmoothedEnergyGuidance(Push):
     """Pushes away from a prediction whose self-attention looks with blurred queries: its energy landscape is flatter, its structure vaguer.
 

@@ -1,11 +1,10 @@
 """Skip Layer Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ..attention.blocks import SkipBlock
+from ..frozen import frozen
 from ..layers import published
 from ..method import NEGATIVE, POSITIVE, Branch, Edit, param
 from .common import Push, rescaling
@@ -14,7 +13,7 @@ BRANCH, NEGATIVE_ONLY = "extra branch", "negative only"
 PUBLISHED = {"sd3": "double.7-9", "wan": "block.9", "flux": "double.7-9", "qwen": "double.7-9"}
 
 
-@dataclass(frozen=True)
+@frozen
 class SkipPublished(SkipBlock):
     """Leaves out the blocks that are usual for a family."""
 
@@ -22,7 +21,7 @@ class SkipPublished(SkipBlock):
         return published(geometry, PUBLISHED)
 
 
-@dataclass(frozen=True)
+@frozen
 class SkipLayerGuidance(Push, Edit):
     """Pushes away from a prediction of the same network with some of its blocks left out.
 

@@ -1,13 +1,12 @@
 """Spatiotemporal Skip Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 
 from ..attention.blocks import SkipBlock, SkipSpaceBlock, SkipTimeBlock
 from ..attention.edits import AttentionEdit
+from ..frozen import frozen
 from ..layers import published
 from ..method import Branch, param, window
 from .common import Push, rescaling
@@ -26,17 +25,17 @@ class _Published:
         return published(geometry, PUBLISHED)
 
 
-@dataclass(frozen=True)
+@frozen
 class IdentityPublished(_Published, IdentitySelfAttention):
     """Self-attention := V in the paper's blocks."""
 
 
-@dataclass(frozen=True)
+@frozen
 class SkipPublished(_Published, SkipBlock):
     """Leaves out the paper's blocks."""
 
 
-@dataclass(frozen=True)
+@frozen
 class OneAxisAttention(_Published, AttentionEdit):
     """Self-attention over space and time that loses one of them.
 
@@ -86,7 +85,7 @@ def _with_text(text, part, times):
     return torch.cat((text.repeat_interleave(times, 0), part), 2)
 
 
-@dataclass(frozen=True)
+@frozen
 class SpatiotemporalSkipGuidance(Push):
     """Pushes away from a prediction that has lost part of its spatiotemporal layers; made for videos, works on pictures too.
 

@@ -1,14 +1,13 @@
 """Sliding Window Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..frozen import frozen
 from ..method import POSITIVE, Branch, Term, Windows, param, window
 
 _start, _end = window()
 
 
-@dataclass(frozen=True)
+@frozen
 class SlidingWindowGuidance(Term):
     """Pushes away from a prediction that sees the picture through small windows: what needs the whole picture, its layout, is strengthened.
 

@@ -1,11 +1,10 @@
 """Token Perturbation Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ..attention.blocks import BlockEdit, generator_of
+from ..frozen import frozen
 from ..method import Branch, param, window
 from .common import Push, rescaling
 
@@ -24,7 +23,7 @@ def permutation(count, fraction, *key):
     return order
 
 
-@dataclass(frozen=True)
+@frozen
 class ShuffleTokens(BlockEdit):
     """A block is given the picture's tokens in a random order, new at every step and in every layer, the same for all pictures of a batch; they stay so."""
 
@@ -55,7 +54,7 @@ class ShuffleTokens(BlockEdit):
         return {**streams, "image": shuffled}
 
 
-@dataclass(frozen=True)
+@frozen
 class TokenPerturbationGuidance(Push):
     """Pushes away from a prediction whose tokens are shuffled on their way through the network: local detail is kept in each token, the structure is lost.
 

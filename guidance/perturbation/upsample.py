@@ -1,10 +1,9 @@
 """Upsample Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 
+from ..frozen import frozen
 from ..method import Branch, Term, Transform, param
 
 
@@ -25,7 +24,7 @@ def enlarged(x, m, shape):
     return F.pad(flat, (0, columns, 0, rows), mode="replicate").reshape(*planes.shape[:-2], *shape[-2:])
 
 
-@dataclass(frozen=True)
+@frozen
 class Pooled(Transform):
     """The network is given the picture made smaller by `factor`, as a sample of its own: the mean of m x m cells has the signal and 1/m of the noise.
 
@@ -43,7 +42,7 @@ class Pooled(Transform):
         return sigma / (self.factor * (1 - sigma) + sigma) if step.flow else sigma / self.factor
 
 
-@dataclass(frozen=True)
+@frozen
 class UpsampleGuidance(Term):
     """Lets a model draw pictures larger than those it was trained on: its own prediction at the trained size keeps the layout.
 

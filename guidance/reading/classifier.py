@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Method, param
 from .noising import WEIGHTS, levels, noise_of, noised, spread, weight
 
@@ -61,7 +62,7 @@ def classify(error, prompts, stages):
     return scores
 
 
-@dataclass(frozen=True)
+@frozen
 class DiffusionClassifier(Method):
     """Which of several prompts describes a picture best: the one whose prediction removes the picture's noise best. No training, any text-to-image model.
 

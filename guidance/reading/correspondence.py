@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..attention.capture import FeatureCapture, deepest
+from ..frozen import frozen
 from ..layers import select
 from ..method import BadInput, Method, param
 from .noising import noise_of, noised
@@ -150,7 +151,7 @@ def drawn(first, second, points):
     return array.view(height, 2 * width, 3).float() / 255
 
 
-@dataclass(frozen=True)
+@frozen
 class DenseCorrespondence(Method):
     """Finds for every part of one picture the same part of another, by the features that a text-to-image model has for them, and warps one onto the other.
 

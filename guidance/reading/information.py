@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..frozen import frozen
 from ..method import Method, param
 from .noising import noise_of, noised, signal, spread
 
@@ -69,7 +70,7 @@ def decompose(first, second, both, redundancy=REDUNDANCIES[0], surprisal_first=0
     return Decomposition(first, second, both, r, u1, u2, both - r - u1 - u2)
 
 
-@dataclass(frozen=True)
+@frozen
 class PromptInformation(Method):
     """Where a picture shows what a prompt says, and what two prompts say together: information in nats per cell of the latent, as heat maps.
 

@@ -1,13 +1,13 @@
 """Reading attention in single predictions of a given picture."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import Finish
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Look(Finish):
     """Carries observers into the predictions of a MODEL and gives what they saw to `take(observer, found)`. Has no node."""
 

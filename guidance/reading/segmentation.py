@@ -1,11 +1,10 @@
 """Cross-Attention Segmentation."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ..attention.capture import MapCapture, MapRecord, SelfCapture
+from ..frozen import frozen
 from ..method import BadInput, Method, param
 from .noising import noise_of, noised
 from .pictures import enlarged, stretched
@@ -39,7 +38,7 @@ class Seen(dict):
         return self.setdefault(observer, MapRecord())
 
 
-@dataclass(frozen=True)
+@frozen
 class CrossAttentionSegmentation(Method):
     """Finds the parts of a given picture that words name, from the attention that a text-to-image model pays to them. No training.
 

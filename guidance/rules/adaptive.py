@@ -1,10 +1,9 @@
 """Adaptive Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from ..frozen import frozen
 from ..method import NEGATIVE, POSITIVE, Gate, dot, noise_of, norm, param, window
 
 _, _end = window("convergence is looked for")
@@ -17,7 +16,7 @@ def similarity(step, c, u):
     return torch.where(size > 0, dot(a, b) / size.clamp_min(1e-30), torch.ones_like(size)).flatten()
 
 
-@dataclass(frozen=True)
+@frozen
 class AdaptiveGuidance(Gate):
     """Stops guiding once the conditional and the unconditional prediction agree, and spares the unconditional evaluation from there on.
 

@@ -1,10 +1,9 @@
 """Adaptive Projected Guidance."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from ..frozen import frozen
 from ..method import Rule, dot, norm, param, window
 
 _start, _end = window("APG replaces CFG")
@@ -18,7 +17,7 @@ def split(d, c):
     return along, d - along
 
 
-@dataclass(frozen=True)
+@frozen
 class AdaptiveProjectedGuidance(Rule):
     """Guides along what is new in the conditional prediction and leaves out what only makes it larger, so that high scales do not oversaturate.
 

@@ -1,11 +1,11 @@
 """Decoupled guidance (FastFace): separate strengths for an image adapter and for the text."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..frozen import frozen
 from ..method import NEGATIVE, POSITIVE, BadInput, Branch, Prompt, Rule, Term, noise_of, param, socket, window
 
 _start, _end = window("the guidance is decoupled")
@@ -27,7 +27,7 @@ def std(t):
     return t.float().std(tuple(range(1, t.ndim)), keepdim=True)
 
 
-@dataclass(frozen=True)
+@frozen
 class DecoupledGuidance(Rule, Term):
     """Guides by an image adapter (an identity) and by the text with strengths of their own, for few-step models that bear no high CFG.
 

@@ -1,10 +1,9 @@
 """Guidance in a limited interval."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from ..frozen import frozen
 from ..method import BadInput, Gate, param
 
 
@@ -13,7 +12,7 @@ def _single(value):
     return torch.tensor(value, dtype=torch.float32)
 
 
-@dataclass(frozen=True)
+@frozen
 class GuidanceInterval(Gate):
     """Guides only at the noise levels where guidance helps, and spares the unconditional evaluation at all others.
 

@@ -1,15 +1,15 @@
 """Guidance by a second, weaker model."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..frozen import frozen
 from ..method import POSITIVE, Branch, ModelRef, Prompt, Term, param, socket, window
 
 _start, _end = window("the weak model guides")
 
 
-@dataclass(frozen=True)
+@frozen
 class ModelPairGuidance(Term):
     """Pushes away from what a weaker, smaller or less trained version of the same model would predict: fewer failures, diversity kept.
 

@@ -1,18 +1,18 @@
 """Multi-conditional CFG: a strength for each of several conditions."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 
 from ..attention.regions import checked_mask
+from ..frozen import frozen
 from ..method import NEGATIVE, BadInput, Branch, Prompt, Term, param, socket, window
 
 _start, _end = window("the condition guides")
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class MultiConditionalCFG(Term):
     """A further condition with a guidance scale of its own, optionally only in a part of the picture; one node for each further condition.
 

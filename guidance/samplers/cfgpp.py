@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
+from ..frozen import frozen
 from ..method import Method, param
 
 
-@dataclass(frozen=True)
+@frozen
 class CFGPlusPlusSampler(Method):
     """Moves the clean estimate towards the prompt but takes the noise of the unconditional prediction: guidance without leaving the model's own path.
 

@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 import lodestar.tests.architectures as zoo      # noqa: E402
 from lodestar.guidance.attention.blocks import BlockEdit, SkipBlock, SkipTimeBlock      # noqa: E402
 from lodestar.guidance.attention.nag import NegativeAttention      # noqa: E402
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.host import geometry      # noqa: E402
 from lodestar.guidance.layers import LayerError      # noqa: E402
 from lodestar.guidance.method import POSITIVE, Branch      # noqa: E402
@@ -44,7 +45,7 @@ def skip(layers):
     return Branch(blocks=(SkipBlock(layers),))
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Seen(BlockEdit):
     """Changes nothing; notes what it is shown."""
 

@@ -3,6 +3,7 @@ import itertools
 
 import pytest
 import torch
+from lodestar.guidance.frozen import frozen
 
 pytest.importorskip("torch")
 
@@ -279,7 +280,7 @@ def _probe():
     from lodestar.guidance.method import POSITIVE, Finish
     sizes = []
 
-    @dataclasses.dataclass(frozen=True)
+    @frozen
     class Probe(Finish):
         title = "probe"
 

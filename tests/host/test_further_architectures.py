@@ -1,5 +1,4 @@
 """Layers of the networks beyond those of test_architectures: an edit acts where it should and nowhere else, a second text is the text it says, gradients pass."""
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 pytest.importorskip("torch")
 
 from lodestar.guidance.attention.nag import NegativeAttention      # noqa: E402
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.host.geometry import checkpoint_modules, of_network      # noqa: E402
 from lodestar.guidance.host.gradients import HostContext      # noqa: E402
 from lodestar.guidance.method import POSITIVE, Branch, Prompt, Term, socket      # noqa: E402
@@ -130,7 +130,7 @@ def test_a_further_prediction_on_a_network_of_pairs(lab):
     from lodestar.tests.zoo import models
     specimen = lab("seedvr").specimen
 
-    @dataclass(frozen=True)
+    @frozen
     class Instead(Term):
         """Replaces the prediction by that of another prompt."""
 

@@ -57,7 +57,7 @@ def test_old_hosts_name_what_needs_no_gradient(lab, node_id):
 
 @pytest.mark.method("LodestarUniversalGuidance")
 def test_losses_by_universal_guidance_in_half_precision(lab):
-    """Every loss of the menu through Universal Guidance, in bf16 or fp16: finite, and it acts."""
+    """Every loss that can do without a VAE through Universal Guidance, in bf16 or fp16: finite, and it acts."""
     from lodestar.guidance.host.attach import attach
     from lodestar.guidance.loss.universal import UniversalGuidance
     from lodestar.nodes.losses import _classes
@@ -68,7 +68,7 @@ def test_losses_by_universal_guidance_in_half_precision(lab):
     with torch.inference_mode():
         half = {dtype: tiny.unet(dtype=dtype) for dtype in dtypes}
     plain = {dtype: lab.sample(lab.samplers.ksampler("euler"), model=model, steps=2) for dtype, model in half.items()}
-    for i, cls in enumerate(_classes()):
+    for i, cls in enumerate(c for c in _classes() if "small" in c.spaces):
         with torch.inference_mode():
             model = half[dtypes[i % 2]]
             names = {x.name for x in lab.definitions["Lodestar" + cls.title.replace(" ", "")].inputs}

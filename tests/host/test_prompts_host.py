@@ -1,9 +1,9 @@
 """Branches with a prompt of their own: what such a prompt carries works as on the sampler's own prompts. Context windows around branches."""
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from lodestar.guidance.frozen import frozen
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def lab(host):
     from lodestar.guidance.method import Branch, Prompt, Term, socket
     from lodestar.guidance.perturbation.pag import PerturbedAttentionGuidance
 
-    @dataclass(frozen=True)
+    @frozen
     class Instead(Term):
         """Replaces the prediction by that of another prompt."""
 

@@ -1,6 +1,7 @@
 """Methods that take regions or words of the prompt, on a real ComfyUI with small random networks."""
 import pytest
 import torch
+from lodestar.guidance.frozen import frozen
 
 pytest.importorskip("torch")
 
@@ -186,7 +187,7 @@ def recorder(lab):
     from lodestar.guidance.method import Edit
     seen = []
 
-    @dataclasses.dataclass(frozen=True)
+    @frozen
     class Note(AttentionEdit):
         kinds = ("self", "joint")
 
@@ -194,7 +195,7 @@ def recorder(lab):
             seen.append((site, lab.regions((0.5, 0.0, 0.5, 1.0)).at(site)[0].view(site.height, site.width)))
             return attend(q, k, v)
 
-    @dataclasses.dataclass(frozen=True)
+    @frozen
     class Noting(Edit):
         title = "Noting"
 

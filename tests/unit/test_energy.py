@@ -14,6 +14,7 @@ from lodestar.guidance.attention.layout import BoxDiff, LayoutGuidance, all_toke
 from lodestar.guidance.attention.regions import Region, Regions
 from lodestar.guidance.attention.scribble import ScribbleGuidance, focal_loss, grown, moment_loss, moments, self_loss, stretched, turn
 from lodestar.guidance.attention.words import PromptWords
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.gradients import next_ratio
 from lodestar.guidance.layers import Geometry, Layer
 from lodestar.guidance.method import BadInput, Step, progress
@@ -281,7 +282,7 @@ def test_scribble_guidance_as_a_whole():
 
 # How a shift enters
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Pull(MapSteer):
     """Moves x itself by -grad |x - goal|^2 / 2, once a step."""
 

@@ -1,10 +1,10 @@
 """The engine without a host, on closed-form models: plan, evaluate, combine, add, steer, finish."""
-import dataclasses
 
 import pytest
 import torch
 
 from lodestar.guidance import engine
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.method import NEGATIVE, POSITIVE, BadInput, Branch, Finish, Gate, Rule, Step, Term, param
 from lodestar.tests.toys import Mixture
 
@@ -27,7 +27,7 @@ def evaluator(mixture, asked=None):
     return evaluate
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Away(Term):
     """scale (positive - branch)."""
 
@@ -45,7 +45,7 @@ class Away(Term):
         return self.scale * (predictions[POSITIVE] - predictions[Branch("negative", edits=(self.name,))])
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Shut(Gate):
     title = "shut"
 
@@ -53,7 +53,7 @@ class Shut(Gate):
         return 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Half(Rule):
     title = "half"
     strength: float = param(0.5, "tip", 0.0, 1.0)
@@ -112,7 +112,7 @@ def test_terms_commute_bit_for_bit(mixture):
 
 
 def test_two_rules_name_both():
-    @dataclasses.dataclass(frozen=True)
+    @frozen
     class Other(Half):
         title = "other"
     with pytest.raises(engine.RuleConflict, match="other.*half|half.*other"):
@@ -152,7 +152,7 @@ def test_windows_compare_in_float32():
 def test_finish_sees_all_predictions(mixture):
     seen = {}
 
-    @dataclasses.dataclass(frozen=True)
+    @frozen
     class Look(Finish):
         title = "look"
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.inverse.levels import noise_source
 from lodestar.guidance.inverse.solver import at, euler
 from lodestar.guidance.loss.base import Loss, LossContext
@@ -28,7 +29,7 @@ LABELS = torch.zeros(1, 4, 4, 3)
 LABELS[:, :, 3] = 1.0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Pull(Loss):
     """Mean over the masked cells of |z - 1|^2 / 2."""
 
@@ -51,7 +52,7 @@ def start(flow, batch=2, steps=6):
 
 
 @pytest.mark.parametrize("method, off", [pytest.param(m, o, marks=pytest.mark.method(m.node_id)) for m, o in (
-    (FreeDoM(loss=Pull(), start=0.0, end=1.0, scale=2.0, repeats=1), {"scale": 0.0}), (FreeDoM(loss=Pull(), form="signal", scale=30.0, start=0.0, end=1.0, repeats=1), {"scale": 0.0}), (SGG(loss=Pull(), labels=LABELS), {"strength": 0.0}))], ids=("freedom", "signal", "sgg"))
+    (FreeDoM(loss=Pull(), start=0.0, end=1.0, scale=2.0, repeats=1), {"scale": 0.0}), (FreeDoM(loss=Pull(), form="signal", scale=30.0, start=0.0, end=1.0, repeats=1), {"scale": 0.0}), (SGG(loss=Pull(), labels=LABELS, strength=100.0), {"strength": 0.0}))], ids=("freedom", "signal", "sgg"))
 @FLOWS
 def test_batches_are_singles_and_off_is_plain(method, off, flow):
     x, sigmas = start(flow)

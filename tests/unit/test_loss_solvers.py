@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.inverse import levels
 from lodestar.guidance.inverse.levels import noise_source
 from lodestar.guidance.inverse.solver import at
@@ -25,7 +26,7 @@ from lodestar.tests.toys import levels as schedule
 FLOWS = pytest.mark.parametrize("flow", [False, True], ids=("k", "flow"))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Quadratic(Loss):
     """factor / 2 |z - target|^2 per sample, of the samples that `rows` says, or of all."""
 

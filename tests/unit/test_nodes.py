@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ import types
 import pytest
 from lodestar import nodes
 from lodestar.guidance import catalogue
+from lodestar.guidance.frozen import frozen
 from lodestar.guidance.method import BadInput, Term, param, socket
 from lodestar.nodes import _define
 from lodestar.nodes._define import Input, NodeDef, Output, Shown
@@ -29,7 +29,7 @@ PERMANENT = {      # published node ids: workflows of users name them
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Example(Term):
     """Adds something.
 

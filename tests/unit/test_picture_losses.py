@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from lodestar.guidance.loss.base import SCHEDULES, LossContext, LossMax, scaled
 from lodestar.guidance.loss.colour import ColourDistribution, moments, shares
 from lodestar.guidance.loss.edges import EdgeTarget, sobel
+from lodestar.guidance.loss.picture import PictureLoss
 from lodestar.guidance.loss.shape import ColouredShape, parse_colour
 from lodestar.guidance.loss.smooth import MIRRORS, RangePenalty, Symmetry, TotalVariation
 from lodestar.guidance.loss.spectrum import SpectrumTarget

@@ -1,16 +1,15 @@
 """Colourisation: the picture is known in gray."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from ...frozen import frozen
 from .base import Operator
 
 GRAY = (0.299, 0.587, 0.114)
 
 
-@dataclass(frozen=True)
+@frozen
 class Colourisation(Operator):
     """The picture is known in gray only.
 

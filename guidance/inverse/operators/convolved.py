@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ...frozen import frozen
 from ...method import BadInput, param, socket
 from .base import Operator
 
@@ -64,7 +64,7 @@ class Convolution(Operator):
         return self._filter(r, lambda k: k.conj() / (prior * k.abs().square() + noise))
 
 
-@dataclass(frozen=True)
+@frozen
 class MotionBlur(Convolution):
     """The picture is blurred along a line, as by a moving camera.
 
@@ -96,7 +96,7 @@ class MotionBlur(Convolution):
         return sheet / sheet.sum()
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class KernelBlur(Convolution):
     """The picture is convolved with a given kernel.
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from ...frozen import frozen
 from ...method import param
 from .base import Operator, flat
 
@@ -40,7 +40,7 @@ def _cosines8(like):
     return matrix
 
 
-@dataclass(frozen=True)
+@frozen
 class Jpeg(Curved):
     """The picture was compressed as a JPEG.
 
@@ -104,7 +104,7 @@ class Jpeg(Curved):
         return blocks.transpose(3, 4).reshape(n, c, height, width)
 
 
-@dataclass(frozen=True)
+@frozen
 class Quantisation(Curved):
     """The picture has few shades.
 
@@ -126,7 +126,7 @@ class Quantisation(Curved):
         return y
 
 
-@dataclass(frozen=True)
+@frozen
 class LowLight(Curved):
     """The picture is under- or over-exposed.
 

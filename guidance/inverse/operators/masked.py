@@ -1,12 +1,12 @@
 """Operators that keep some values and lose the others: A = A^T = A+ = multiplication by a mask of zeros and ones."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ...frozen import frozen
 from ...method import BadInput, param, socket
 from .base import Operator
 
@@ -30,7 +30,7 @@ class Masked(Operator):
         return y * self.keep(y)
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Inpainting(Masked):
     """Part of the picture is missing.
 
@@ -62,7 +62,7 @@ class Inpainting(Masked):
         return 1 - hole
 
 
-@dataclass(frozen=True)
+@frozen
 class MissingTraces(Masked):
     """Whole columns or rows are missing, as traces of a seismic section or lines of a scan.
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from ...frozen import frozen
 from ...method import param
 from .base import Operator, planes
 
@@ -36,7 +36,7 @@ def _directions(operator, size):
         return torch.where(s >= max(operator.cut, 1e-7) * s.max(), s, torch.zeros_like(s)), vectors
 
 
-@dataclass(frozen=True)
+@frozen
 class Separable(Operator):
     """A u = R u C^T for each channel. `axis(size)` is the matrix of one axis (kept in a cache of both sizes: the dataclass must be hashable)."""
 
@@ -81,7 +81,7 @@ class Separable(Operator):
 KINDS = ("average", "bicubic", "bilinear")
 
 
-@dataclass(frozen=True)
+@frozen
 class SuperResolution(Separable):
     """The picture is known at a lower resolution only.
 
@@ -114,7 +114,7 @@ class SuperResolution(Separable):
         return 1.0 / self.factor**2 if self.kind == "average" and even else None
 
 
-@dataclass(frozen=True)
+@frozen
 class GaussianBlur(Separable):
     """The picture is blurred by a Gaussian.
 

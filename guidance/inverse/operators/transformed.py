@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 
 import torch
 
+from ...frozen import frozen
 from ...method import param
 from .base import Operator
 
@@ -46,7 +46,7 @@ def _cosines(size):
         return matrix
 
 
-@dataclass(frozen=True)
+@frozen
 class RandomProjection(Transformed):
     """Fewer random projections than pixels are known (compressed sensing).
 
@@ -84,7 +84,7 @@ class RandomProjection(Transformed):
 KEPT = ("coarse", "details", "all")
 
 
-@dataclass(frozen=True)
+@frozen
 class Wavelet(Transformed):
     """Some bands of a Haar wavelet transform are known.
 

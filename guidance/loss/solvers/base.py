@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...frozen import frozen
 from ...inverse import levels
 from ...inverse.solver import Solver
 from ...method import BadInput, Step
@@ -38,7 +39,7 @@ def rises(sigmas, flow):
     return [bars[i] / max(bars[i + 1], 1e-12) for i in range(len(bars) - 1)]
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class LossSolver(Solver):
     """Base of the samplers that are led by a loss."""
 

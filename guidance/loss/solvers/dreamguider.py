@@ -1,11 +1,11 @@
 """Dreamguider: guidance without a backward pass, whose step sizes find themselves."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ...frozen import frozen
 from ...method import param, socket
 from .base import LossSolver
 
@@ -30,7 +30,7 @@ class Distance:
         return self.far / (self.total + 1e-8).sqrt()
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class Dreamguider(LossSolver):
     """Leads by the gradient of the clean estimate alone, with step sizes that find themselves: no backward pass through the network, and nothing to tune.
 

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
+from ...frozen import frozen
 from ...gradients import normalised
 from ...inverse import levels
 from ...method import param, socket
@@ -14,7 +14,7 @@ FORMS = ("guidance", "signal")
 WITHOUT_GUIDANCE = 0.1      # of the noise's own size, where there is no difference of two prompts to go by
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class FreeDoM(LossSolver):
     """Moves each step along the gradient of a loss by a share of what CFG moves it, and repeats the steps in the stage where the content is decided.
 

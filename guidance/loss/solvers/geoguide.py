@@ -2,16 +2,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
+from ...frozen import frozen
 from ...gradients import normalised
 from ...inverse import levels
 from ...method import param, socket
 from .base import LossSolver
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class GeoGuide(LossSolver):
     """Each step is moved by a constant length along the gradient of the loss, so that guidance does not fade in the last steps.
 

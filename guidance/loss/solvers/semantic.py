@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ...frozen import frozen
 from ...inverse import levels
 from ...method import BadInput, param, socket
 from .base import LossSolver
@@ -23,7 +23,7 @@ def regions(picture):
     return torch.stack([(flat == c).all(-1) for c in colours]).float()
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class SemanticGradientGuidance(LossSolver):
     """Leads by a loss region by region in one step and over the whole picture in the next, so that small regions of a label map are led as surely as large ones.
 

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ...frozen import frozen
 from ...inverse import levels
 from ...method import param, socket
 from .base import LossSolver, rises
@@ -39,7 +40,7 @@ def smoothed(loss, deviation, count, draw):
     return found
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class TrainingFreeGuidance(LossSolver):
     """Leads the picture by any loss, with a gradient through the network, one of the clean estimate alone, a smoothed loss, and repeated steps; other methods are its special cases.
 

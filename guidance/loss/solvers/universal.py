@@ -1,11 +1,11 @@
 """Universal Guidance with all its parts, as a sampler: forward, backward, self-recurrence."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ...frozen import frozen
 from ...gradients import NORMALISERS, normalised
 from ...inverse.solver import slope
 from ...method import param, socket
@@ -28,7 +28,7 @@ def optimised(loss, start, steps, rate, problem, rule="adam", limit=0.0):
     return start + delta
 
 
-@dataclass(frozen=True, eq=False)
+@frozen(eq=False)
 class UniversalGuidanceSampler(LossSolver):
     """Universal Guidance with its backward part and self-recurrence, for losses that one gradient a step does not reach.
 
