@@ -28,6 +28,7 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
   background (of a batch: the first one's alone). structure: overlap with the objects of the structure picture, whatever their colours. background_together, palette_together: the same between the pictures of a batch.
 - hole_error, recovered: root mean square error of the pixels inside the hole, and the share of pictures that have the hidden object's colour and shape again.
 - view_ssim, view_error: structural similarity and root mean square distance to the reference's picture as the moved camera sees it (the true warp).
+- violations: share of the left half's cells whose rough colour has more red than is allowed.
 - forbidden: share of pictures with the colour that the negative prompt names; the positive prompt names none.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import layout, references, stats
+from . import layout, motion, references, stats
 from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
@@ -55,6 +55,8 @@ class Measured:
         found = [self.cases[i] for i in self.main]
         if metric in references.METRICS:
             return references.values(metric, pictures, found, self.readings(), lambda scenes: self.subject.pictures(self.subject.rendered(scenes)))
+        if metric in motion.METRICS:
+            return motion.values(metric, self)
         source = self.subject.target(found)
         if metric in ("target_distance", "round_trip"):
             return (self.latents[self.main] - source).square().mean((1, 2, 3)).sqrt()

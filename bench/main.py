@@ -1,4 +1,4 @@
-"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`, `./scripts/bench exactness`, `./scripts/bench codes`, `./scripts/bench restoration`."""
+"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`, `./scripts/bench exactness`, `./scripts/bench particles`, `./scripts/bench codes`, `./scripts/bench restoration`."""
 from __future__ import annotations
 
 import argparse
@@ -45,6 +45,7 @@ def parser():
     x = sub.add_parser("exactness", help="errors of the measurement solvers against closed-form posteriors", description="Writes docs/effects/exactness.json and exactness.md.")
     x.add_argument("--steps", type=_count(2), default=200, help="sampler steps (default 200)")
     x.add_argument("--samples", type=_count(10), default=1000, help="samples of each solver (default 1000)")
+    k = sub.add_parser("particles", help="how the particle samplers converge", description="Writes docs/effects/particles.json and particles.md.")
     q = sub.add_parser("codes", help="how well pictures refined towards a QR code are read", description="Writes docs/effects/codes.json and codes.md.")
     q.add_argument("--pictures", type=_count(2), default=24, help="pictures (default 24)")
     t = sub.add_parser("restoration", help="how well each solver restores each kind of measurement", description="Writes docs/effects/restoration.json and restoration.md. Finished runs are "
@@ -54,7 +55,7 @@ def parser():
     t.add_argument("--fresh", action="store_true", help="restore again what is in the cache")
     for s in (e, c, q, t):
         s.add_argument("--batch", type=_count(1), default=16 if s is e else 4, help="pictures per batch")
-    for s in (e, c, r, x, q, t):
+    for s in (e, c, r, x, k, q, t):
         s.add_argument("--out", type=Path, default=EFFECTS, help=argparse.SUPPRESS)
         s.add_argument("--cpu", action="store_true", help="don't use a GPU")
         s.add_argument("--threads", type=_count(1), help="CPU threads of the network")
@@ -71,6 +72,11 @@ def main(argv=None):
     if args.what == "exactness":      # needs no host
         from .exactness import run
         run(args.out, args.steps, args.samples)
+        print(f"Written to {args.out}")
+        return 0
+    if args.what == "particles":
+        from .particles import run
+        run(args.out)
         print(f"Written to {args.out}")
         return 0
     try:

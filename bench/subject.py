@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import layout, references
+from . import distilled, layout, motion, references
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -59,6 +59,8 @@ def cases(prompts, seeds, kind="captions", task="sample"):
         found = [replace(c, layout=c.prompt % len(layout.LAYOUTS), group=c.prompt if kind == "pictured" else -1) for c in found]
     if kind == "edit":
         found = [replace(c, scene=s, source=before) for c in found for s, before in (layout.edited(c.scene),)]
+    if kind == "related":
+        found = [distilled.by_relation(c) for c in found]
     if kind == "graph":
         found = [replace(c, layout=RELATIONS.index(c.scene.relation)) for c in found]
     return references.cases(found, kind) if kind in references.KINDS else found
@@ -72,6 +74,8 @@ def text_of(case, kind):
         return layout.caption(case.scene)
     if kind == "pictured":
         return layout.shapes(case.scene)
+    if kind == "related":
+        return distilled.related(case.scene)
     if kind == "colourless":
         words = re.sub(rf"\b({'|'.join(COLOURS)}) ", "", case.scene.caption)
         return re.sub(r"\ban (?=[^aeiou])", "a ", words)
@@ -152,6 +156,8 @@ class Subject:
             return layout.subjects_of(self, batch)
         if text == "$named":
             return layout.named_of(self, batch)
+        if text == "$relation":
+            return distilled.relation_words(self, batch)
         if text == "$places":
             return layout.places_of(self, batch)
         if text == "$pair":
@@ -164,6 +170,8 @@ class Subject:
             return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
         if text == "$camera":
             return references.camera()
+        if text in motion.VALUES:
+            return motion.value(text, self, batch)
         if text == "$caption":
             return self.encode([c.scene.caption for c in batch])
         if text == "$empty":
@@ -240,6 +248,8 @@ class Subject:
             begin = time.perf_counter()
             if setup.task == "inversion":
                 out = self._round_trip(setup, batch, positive, steps)
+            elif setup.task in ("distil", "composite"):
+                out = getattr(distilled, setup.task)(self, setup, batch, positive, negative, steps)
             else:
                 noise = torch.cat([c.noise(setup.size) for c in batch for _ in range(2 if c.source else 1)])
                 guider = comfy.samplers.CFGGuider(self.guided(setup, batch))

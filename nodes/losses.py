@@ -64,7 +64,7 @@ def _run(cls):
     return run
 
 
-def _node(cls):
+def _node(cls, part_of=SERVES):
     text = inspect.cleandoc(cls.__doc__)
     summary, _, rest = text.partition("\n\n")
     return NodeDef(
@@ -74,9 +74,9 @@ def _node(cls):
         description=" ".join(summary.split()),
         inputs=(Input("model", "MODEL", "The model that will be guided: its latents are what is decoded."), *_inputs(cls),
                 Input("vae", "VAE", "The model's VAE: decodes the estimate (space rgb), or encodes the target (space latent).", optional=True)),
-        outputs=(Output(TYPE, "loss", "For Universal Guidance and other nodes that take a loss."),),
+        outputs=(Output(TYPE, "loss", "For Universal Guidance and other nodes that take a loss." if cls.differentiable else "Values only: for the particle samplers."),),
         run=_run(cls),
-        part_of=SERVES,
+        part_of=part_of,
         help=(rest or summary) + "\n\nu: the clean estimate at each step; one value per picture of the batch. A mask chooses what counts, and is brought to the size of what is compared.\n")
 
 

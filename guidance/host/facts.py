@@ -36,6 +36,21 @@ class Facts:
         from .decode import Decoder
         return Decoder(vae, self.patcher.get_model_object("latent_format"))
 
+    def rough(self, node):
+        """The latent format's linear map to colours (guidance.host.decode.RoughPicture); BadInput that names `node` where it has none."""
+        from .decode import RoughPicture
+        return RoughPicture(self.patcher.get_model_object("latent_format"), node)
+
+    @property
+    def inward(self):
+        """Brings the graph's latents into the model's space."""
+        return self.patcher.get_model_object("latent_format").process_in
+
+    @property
+    def channels(self):
+        """Channels of the latent, None where an old host's format does not say it."""
+        return getattr(self.patcher.get_model_object("latent_format"), "latent_channels", None)
+
     @property
     def hidden_size(self):
         """Width of a DiT's tokens, None where the network does not say it."""

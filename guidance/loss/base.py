@@ -10,6 +10,7 @@ import torch
 from ..frozen import frozen
 from ..method import progress
 
+VALUES_ONLY = "This loss gives values only; use a sampler that needs no gradient: Particle Steering, SVDD Sampler, Free2Guide."
 SCHEDULES = ("constant", "rising", "falling", "cosine", "noise")
 
 

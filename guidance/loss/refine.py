@@ -8,7 +8,7 @@ import torch
 from ..frozen import frozen
 from ..gradients import LOSS_SCALE, plain_context
 from ..method import BadInput, Method, param, socket
-from .base import LossContext
+from .base import VALUES_ONLY, LossContext
 
 OPTIMISERS = ("SGD", "Adam")
 
@@ -48,7 +48,7 @@ class LossRefinement(Method):
     def run(self, z, mask=None, progress=None):
         """(refined latent, losses [steps + 1, batch]) of z [batch, ...] in the model's latent space; mask like z, 1 where it may move; progress(i, z, values) after each step."""
         if not self.loss.differentiable:
-            raise BadInput(self.title, "loss", self.loss.title, "This loss gives values only; refining needs a gradient.")
+            raise BadInput(self.title, "loss", self.loss.title, VALUES_ONLY)
         start = z.detach().clone().float()
         with torch.inference_mode(False), torch.enable_grad():
             z = start.clone().requires_grad_(True)

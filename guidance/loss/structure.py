@@ -17,7 +17,7 @@ class MultiscaleStructure(PictureLoss):
 
         sum_N w_N mean |avg_N u - avg_N y|^2 / sum_N w_N,     w_N = N^-decay max(0, 1 - |log2 N - l| / 2),    l: from log2 of the largest N to that of the smallest over the steps
 
-    After Ren et al., "Multiscale Structure Guided Diffusion for Image Deblurring", arXiv 2212.01789: there a regression network's features at 1/2, 1/4 and 1/8 of the size are given to a U-Net that is
+    After Ren et al., "Multiscale Structure Guided Diffusion for Deblurring", arXiv 2212.01789: there a regression network's features at 1/2, 1/4 and 1/8 of the size are given to a U-Net that is
     trained with them. Without training, what carries over is the guidance by coarse structure at those scales: y is a feed-forward deblurrer's (or upscaler's) picture, whose details are not to be trusted.
     N = 1 alone compares pixels.
     """

@@ -8,7 +8,7 @@ import torch
 from ..frozen import frozen
 from ..gradients import MODES, ROUTES, enter, gradient, normalised
 from ..method import BadInput, Steer, param, socket, window
-from .base import LossContext
+from .base import VALUES_ONLY, LossContext
 
 _start, _end = window("the loss steers")
 NORMALISERS = ("none", "unit rms")
@@ -54,7 +54,7 @@ class UniversalGuidance(Steer):
 
     def steer(self, step, evaluate, state):
         if not self.loss.differentiable:
-            raise BadInput(self.title, "loss", self.loss.title, "This loss gives values only; use a solver without gradients.")
+            raise BadInput(self.title, "loss", self.loss.title, VALUES_ONLY)
         if not self.loss.active(step):
             return evaluate(step.x)
         if step.index % self.guide_every:

@@ -97,6 +97,7 @@ class Bench:
 GIVEN = {
     "LodestarAdapterAttentionShaping": lambda b, m: WHOLE,      # there is no adapter: says so
     "LodestarAttendAndExcite": lambda b, m: {**WHOLE, **b.words(), "step_size": 200.0, "iterations": 1},
+    "LodestarSpatialWordAttention": lambda b, m: {**WHOLE, **b.words()},
     "LodestarAttentionEntropyScaling": lambda b, m: {**WHOLE, "train_width": 32, "train_height": 32},
     "LodestarBlurGuidance": lambda b, m: WHOLE,
     "LodestarBoxDiff": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},

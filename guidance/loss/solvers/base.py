@@ -10,7 +10,7 @@ from ...frozen import frozen
 from ...inverse import levels
 from ...inverse.solver import Solver
 from ...method import BadInput, Step
-from ..base import LossContext
+from ..base import VALUES_ONLY, LossContext
 
 
 @dataclass
@@ -48,7 +48,7 @@ class LossSolver(Solver):
     def problem(self, sigmas, flow, percent_to_sigma=None):
         """The LossProblem of a run; BadInput for a loss without a gradient."""
         if not self.loss.differentiable:
-            raise BadInput(self.title, "loss", self.loss.title, "This loss gives values only; use a sampler without gradients (particles).")
+            raise BadInput(self.title, "loss", self.loss.title, VALUES_ONLY)
         return LossProblem(self.loss, sigmas, flow, percent_to_sigma, self.title)
 
     def advance(self, point):
