@@ -8,6 +8,7 @@ from ..guidance.inverse.degradation_aware import DegradationAwareSampler
 from ..guidance.inverse.masked_sampler import MaskedSampler
 from ..guidance.inverse.projection import EstimateProjection
 from ..guidance.inverse.steered import SteeredDiffusion
+from ..guidance.inversion.ddim import SCHEDULERS
 from ..guidance.loss.solvers.freedom import FreeDoM
 from ..guidance.loss.solvers.semantic import SemanticGradientGuidance
 from ..guidance.loss.solvers.tfg import TrainingFreeGuidance
@@ -83,11 +84,6 @@ def _search(model, positive, negative, latent, loss, validation, cfg, steps, sch
     return Shown((sampler(best), text), text)
 
 
-def _schedulers():
-    import comfy.samplers
-    return list(comfy.samplers.KSampler.SCHEDULERS)
-
-
 _FIELDS = {i.name: i for i in inputs_of(TrainingFreeGuidance)}
 
 NODES = (
@@ -132,7 +128,7 @@ Pictures of the kind and size that is restored, some dozens or more. What the Ga
                 Input("latent", "LATENT", "Of the size that is sampled."), Input("loss", "LODESTAR_LOSS", "What guides."),
                 Input("validation", "LODESTAR_LOSS", "What finished pictures are judged by, lower is better; it may give values only. Without it the loss that guides.", optional=True),
                 Input("cfg", "FLOAT", "Guidance scale of CFG.", 4.0, 0.0, 100.0, 0.1), Input("steps", "INT", "Steps of each trial.", 20, 1, 1000, 1),
-                Input("scheduler", "COMBO", "Noise levels of each trial.", "normal", choices=_schedulers), Input("seeds", "INT", "Pictures per trial.", 2, 1, 64, 1), Input("seed", "INT", "Of the first one's noise.", 0, 0, 2**32 - 1, 1),
+                Input("scheduler", "COMBO", "Noise levels of each trial.", "normal", choices=SCHEDULERS), Input("seeds", "INT", "Pictures per trial.", 2, 1, 64, 1), Input("seed", "INT", "Of the first one's noise.", 0, 0, 2**32 - 1, 1),
                 Input("beam", "INT", "How many of the best are doubled further.", 2, 1, 16, 1), Input("rounds", "INT", "How often.", 3, 1, 20, 1),
                 *(_FIELDS[n] for n in ("rho", "mu", "smoothing", "iterations", "repeats"))),
         outputs=(_sampler, Output("STRING", "table", "All that was tried, the best first.")),
