@@ -28,6 +28,7 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
   background (of a batch: the first one's alone). structure: overlap with the objects of the structure picture, whatever their colours. background_together, palette_together: the same between the pictures of a batch.
 - hole_error, recovered: root mean square error of the pixels inside the hole, and the share of pictures that have the hidden object's colour and shape again.
 - view_ssim, view_error: structural similarity and root mean square distance to the reference's picture as the moved camera sees it (the true warp).
+- depth_overlap: intersection over union of the things in the picture and those in its depth picture. depth_error: root mean square error of the depth picture to the scene's true depth.
 - violations: share of the left half's cells whose rough colour has more red than is allowed.
 - forbidden: share of pictures with the colour that the negative prompt names; the positive prompt names none.
 """
@@ -49,7 +50,8 @@ class Bench:
     def _key(self, generator, setup, found):
         return ("effects 1", generator, weights_mark(generator), repr(replace(setup, label="")), setup.sources, self.options.steps, SCHEDULER,
                 [(c.prompt, c.seed, c.extra, c.forbidden, *((c.layout,) if c.layout >= 0 else ()), *((c.source,) if c.source else ())) for c in found],
-                len({c.prompt for c in found}), *(("size", setup.size) if setup.size else ()), *(("adapter", weights_mark("subject_adapter")) if "$subjects" in repr(setup) else ()))
+                len({c.prompt for c in found}), *(("size", setup.size) if setup.size else ()), *(("adapter", weights_mark("subject_adapter")) if "$subjects" in repr(setup) else ()),
+                *(("pair", weights_mark("unicon_depth")) if "$depth_pair" in repr(setup) else ()))
 
     def sample(self, generator, setup):
         """The setup's Measured; batches that are in the cache are not sampled again."""

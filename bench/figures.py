@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import layout, motion, references, stats
+from . import layout, motion, pairs, references, stats
 from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
@@ -17,7 +17,7 @@ class Measured:
     def __init__(self, subject, bench_judge, setup, cases, latents, evaluations):
         self.subject, self.judge, self.setup, self.cases = subject, bench_judge, setup, cases
         self.latents, self.evaluations = latents[:, :SHAPE[0]], evaluations
-        self.before = latents[:, SHAPE[0]:]      # of the pictures that were edited
+        self.before = latents[:, SHAPE[0]:]      # of the pictures that were edited; of pairs, the depth
         self.pictures = subject.pictures(self.latents)
         self.main = [i for i, c in enumerate(cases) if not c.extra]
         self.groups = [cases[i].prompt if cases[i].group < 0 else -1 - cases[i].group for i in self.main]
@@ -55,6 +55,8 @@ class Measured:
         found = [self.cases[i] for i in self.main]
         if metric in references.METRICS:
             return references.values(metric, pictures, found, self.readings(), lambda scenes: self.subject.pictures(self.subject.rendered(scenes)))
+        if metric in pairs.METRICS:
+            return pairs.values(metric, pictures, self.subject.pictures(self.before)[self.main], self.subject.pictures(pairs.depths(self.subject, found)))
         if metric in motion.METRICS:
             return motion.values(metric, self)
         source = self.subject.target(found)

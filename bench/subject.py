@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import distilled, layout, motion, references
+from . import distilled, layout, motion, pairs, references
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -194,6 +194,10 @@ class Subject:
         if text == "$outlines_lora":
             from ..guidance.attention.condition_lora import parse
             return parse(read("condition_outlines"), "bench", "lora")
+        if text == "$depth_pair":
+            from ..demo.unicon import NAME
+            from ..guidance.attention.joint_lora import parse
+            return parse(read(NAME), "bench", "weights")
         if text == "$record":
             from ..guidance.inspection.inspector import Record
             return Record()
@@ -248,6 +252,8 @@ class Subject:
             begin = time.perf_counter()
             if setup.task == "inversion":
                 out = self._round_trip(setup, batch, positive, steps)
+            elif setup.task in pairs.TASKS:
+                out = pairs.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in ("distil", "composite"):
                 out = getattr(distilled, setup.task)(self, setup, batch, positive, negative, steps)
             else:

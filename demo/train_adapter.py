@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from guidance.attention import adapter_tokens as t
 
-from . import latents, networks, text
+from . import latents, text
 from .adapter import NAME, fresh, widths
 from .measure import load as load_measure
 from .scenes import SIZE, SIZES, Scene, Thing, random_scene, render
 from .train_generator import import_host
-from .train_loop import encoder_of, options, train
+from .train_loop import encoder_of, frozen_unet, options, train
 from .vision import features
 
 PLACES = 2          # things in a scene
@@ -119,15 +119,10 @@ def loss_of(network, attached, weights, made, alpha, generator):
 def main():
     o = options(__doc__.splitlines()[0], 700, 16)
     import_host(o.host)
-    import comfy.ops
     torch.set_grad_enabled(True)
-    network = networks.unet(comfy.ops.disable_weight_init, dtype=torch.float32)
-    network.load_state_dict({k: v.float() for k, v in load_file(os.path.join(o.out, "unet.safetensors")).items()})
-    network.requires_grad_(False)
+    network, alpha = frozen_unet(o.out)
     encoder, vision, code = encoder_of(o.out), load_measure(), load_file(os.path.join(o.out, "latents.safetensors"))
     assert [m.to_q.weight.shape[0] for m in attentions(network)] == widths()
-    beta = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2
-    alpha = torch.cumprod(1 - beta, 0).float()
     attached = Attached(network)
     train(o, NAME, lambda: fresh(o.seed), lambda rng, n: batch(rng, n, code, encoder, vision),
           lambda weights, made, generator: loss_of(network, attached, weights, made, alpha, generator))

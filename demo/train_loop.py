@@ -8,7 +8,7 @@ import time
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import text
+from . import networks, text
 
 
 def options(about, steps, batch):
@@ -28,6 +28,15 @@ def encoder_of(folder):
     encoder = text.TextEncoder()
     encoder.load_state_dict({k: v.float() for k, v in load_file(os.path.join(folder, "text.safetensors")).items()})
     return encoder.requires_grad_(False)
+
+
+def frozen_unet(folder):
+    """(The bundled U-Net, frozen, in float32; the signal's share of the variance at its 1000 levels). The host must be on the path."""
+    import comfy.ops
+    network = networks.unet(comfy.ops.disable_weight_init, dtype=torch.float32)
+    network.load_state_dict({k: v.float() for k, v in load_file(os.path.join(folder, "unet.safetensors")).items()})
+    beta = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2
+    return network.requires_grad_(False), torch.cumprod(1 - beta, 0).float()
 
 
 def train(o, name, fresh, batch, loss_of):

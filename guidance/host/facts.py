@@ -27,6 +27,18 @@ class Facts:
         return of_model(self.patcher)
 
     @property
+    def pipeline(self):
+        """The methods that are on the MODEL already (guidance.engine.Pipeline)."""
+        from .attach import pipeline_of
+        return pipeline_of(self.patcher)
+
+    @property
+    def attention_widths(self):
+        """{layer's name: (width of its tokens, width of its text)} of a U-Net, {} of others."""
+        from .joint_streams import attention_widths
+        return attention_widths(self.patcher.model.diffusion_model, self.geometry)
+
+    @property
     def levels(self):
         """{output block: number of its resolution, 0 the smallest} of a U-Net, {} of other networks."""
         return output_levels(self.patcher.model.diffusion_model)

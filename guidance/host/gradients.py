@@ -51,7 +51,8 @@ class _Recompute(torch.autograd.Function):
         return None, None, *[next(found) if w else None for w in ctx.wanted]
 
 
-def _recomputing(forward):
+def recomputing(forward):
+    """The forward of a module that keeps no activations; `recomputes` is the one within."""
     def run(*args, **kwargs):
         names = list(kwargs)
         values = [*args, *kwargs.values()]
@@ -68,6 +69,7 @@ def _recomputing(forward):
         def call(*filled):
             return forward(*filled[:len(args)], **dict(zip(names, filled[len(args):])))
         return _Recompute.apply(call, skeleton, *[values[i] for i in places])
+    run.recomputes = forward
     return run
 
 
@@ -77,7 +79,7 @@ def recomputed(network):
     modules = checkpoint_modules(network)
     try:
         for module in modules:
-            module.forward = _recomputing(module.forward)
+            module.forward = recomputing(module.forward)
         yield
     finally:
         for module in modules:

@@ -225,6 +225,8 @@ def _check(pipeline):
             raise ValueError(f"{method.title}: route = {method.route!r} needs a backward pass through the network, which this ComfyUI (before December 2024) "
                              f"cannot give. {choice}")
     for method in pipeline.methods:
+        if getattr(method, "own_levels", False):
+            raise ValueError(f"{method.title} needs a newer ComfyUI (December 2024 or later): this one cannot give the rows of a batch noise levels of their own.")
         if getattr(method, "resizes", False):
             raise ValueError(f"{method.title} needs a newer ComfyUI (December 2024 or later): this one cannot prepare a prompt for a second size.")
     for prompt in prompts_of(pipeline):

@@ -11,7 +11,7 @@ from .. import engine
 from ..attention.edits import AttentionObserver
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE, Branch
-from . import attention_hooks, block_hooks, control_hooks, features, gradients, peers, prompts, references, streams, unet_hooks
+from . import attention_hooks, block_hooks, control_hooks, features, gradients, joint_streams, peers, prompts, references, streams, unet_hooks
 from .attach import KEY
 from .calls import OPTION, Call, Session
 from .geometry import pairs_only
@@ -42,7 +42,7 @@ def outer_sample(executor, *args, **kwargs):
     session = Session(run, guider, arguments)
     guider.model_options[SESSION] = session
     try:
-        with prompts.prepared(session) as carried, peers.loaded(session, carried):
+        with prompts.prepared(session) as carried, peers.loaded(session, carried), joint_streams.opened(session):
             out = executor(*args, **kwargs)
         attention_hooks.check_run(session)
         block_hooks.check_run(session)
@@ -225,6 +225,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     if call.references:
         x = references.enter(call, options, x, t, roles)
     streams.enter(call, options, x, c_concat, c_crossattn, roles, kwargs)
+    x, t, c_crossattn, kwargs = joint_streams.enter(call, x, t, c_crossattn, roles, options, kwargs)
     _no_step_cache_for_newcomers(options)
     report = call.session.run.report
     with call.session.run.lock:
@@ -235,7 +236,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
     network = call.session.model.diffusion_model if network is None else network
     control, errors = control_hooks.wrapped(call, control)
-    with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network), _named_sizes(call, x, network):
+    with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network), joint_streams.placed(call, options, network), _named_sizes(call, x, network):
         if shadow is None:
             out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         else:

@@ -36,6 +36,7 @@ class ParticleSteering(ParticleSolver):
     Defaults: 4 particles, weighed every 5 steps, difference, eta 1 (the authors'); strength: theirs is 10 for rewards of about 1: it holds for losses that differ by about 0.1 to 1 between particles.
     `give` best: the least loss; drawn: one by its weight, a sample of the formula above; all: every particle, those of the first picture first, in no order.
     Cost: particles times the network, and the loss (and decoding) of each at every weighing. The noise of a particle does not depend on how particles are put into calls.
+    max and above all sum tilt far more on the way than at the end, and leave it to the last weights to take that back: sum had not converged with 256 particles (docs/effects/particles.md).
     Limits: a loss must tell the estimates apart early enough, while particles still differ; methods on the MODEL that remember earlier steps do so by place, not by ancestor.
     """
 

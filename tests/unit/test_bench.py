@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from lodestar.bench import costs, plan, references, stats, store, subject
+from lodestar.bench import costs, pairs, plan, references, stats, store, subject
 from lodestar.demo import measure, scenes
 from lodestar.demo.reader import ShapeScore
 
@@ -132,3 +132,14 @@ def test_costs_compare_within_a_repeat():
     with mock.patch.object(costs.host, "on_gpu", lambda: False):
         costs.time_all([broken, fine], 2, Bar())
     assert "ZeroDivisionError" in broken.error and len(fine.seconds) == 2 and fine.evaluations == 3
+
+
+def test_things_of_a_picture_lie_where_its_depth_says():
+    import random
+
+    from lodestar.demo.unicon import depth
+    found = [scenes.random_scene(random.Random(i), 2) for i in range(6)]
+    pictures, depths = torch.stack([scenes.render(s) for s in found]), torch.stack([depth(s) for s in found])
+    own = pairs.values("depth_overlap", pictures, depths, None)
+    assert own.min() > 0.85 and pairs.values("depth_overlap", pictures, depths.roll(1, 0), None).max() < 0.6
+    assert not pairs.values("depth_error", pictures, depths, depths).any() and pairs.values("depth_error", pictures, 1 - depths, depths).min() > 0.5

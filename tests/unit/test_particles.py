@@ -429,3 +429,18 @@ def test_a_point_of_the_swarm_has_the_steps_levels():
     point = swarm.point(swarm.start(3), 2)
     assert isinstance(point, Point) and point.s == float(sigmas[2]) and point.s_next == float(sigmas[3]) and point.x.shape[0] == 6
     assert torch.equal(swarm.entries(torch.arange(6.0)[:, None])[:, 0], torch.tensor([0.0, 2, 4, 1, 3, 5]))
+
+
+@pytest.mark.method(ParticleSteering.node_id)
+def test_convergence_bench_has_truths_and_slopes():
+    from lodestar.bench import particles as bench
+    g = torch.Generator().manual_seed(0)
+    found, error = bench.slope({k: torch.randn(400, generator=g, dtype=torch.float64).square() / k for k in (4, 8, 16, 32)})
+    assert abs(found + 0.5) < 4 * error and 0.005 < error < 0.05
+    z = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    mixture_ = bench.line([0.7, -0.2], [0.15, 0.1], [0.7, 0.3])
+    assert float(bench.log_density(mixture_, z).exp().sum() * (z[1] - z[0])) == pytest.approx(1.0, abs=1e-6)
+    some = bench.estimates(ParticleSteering(loss=bench.Direction(torch.ones(2, dtype=torch.float64)), particles=3, every=2, give="all"), bench.gaussian(), False, 4, 5, 1)
+    assert some.shape == (5, 2) and bool(torch.isfinite(some).all())
+    for _, values, parts in bench.correctors():
+        assert set(FeynmanKacCorrector(particles=2, **values).exponents) == set(parts)

@@ -69,12 +69,12 @@ class Network:
         {"outcome": "fails", "reason"}. again: whether a second run has to be the same."""
         from ...guidance import engine
         bench = self.bench
-        bench.positive = bench.plain = None
+        bench.positive = bench.plain = bench.pair = None
         try:
             with torch.inference_mode(), quiet(), watched() as touched:
                 made = bench.node(node_id, model=self.model, **GIVEN[node_id](bench, self.model))
                 named = dict(zip((o.type for o in bench.definitions[node_id].outputs), made))
-                positive, latent = named.get("CONDITIONING", bench.positive), named.get("LATENT")
+                positive, latent = named.get("CONDITIONING", bench.positive), named.get("LATENT", bench.pair)
                 before = engine.REPORTS[-1] if engine.REPORTS else None
                 out = sample(self.specimen, named["MODEL"], positive, latent)
                 report = engine.REPORTS[-1] if engine.REPORTS and engine.REPORTS[-1] is not before else None

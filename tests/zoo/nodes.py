@@ -56,7 +56,7 @@ class Bench:
         self.clip, self.other, self.latent = Clip(specimen), tokens_of(specimen, 3), latent_of(specimen, 4)
         self.mask = torch.zeros(1, 8, 8)
         self.mask[:, :, :4] = 1.0
-        self.positive, self.plain = None, None
+        self.positive = self.plain = self.pair = None
 
     def node(self, node_id, **given):
         """The outputs of a node, with its own defaults for what is not given."""
@@ -79,6 +79,18 @@ class Bench:
             seen = SimpleNamespace(image_embeds=torch.randn(1, 12, generator=torch.Generator().manual_seed(seed)))
             made, = self.node("LodestarAdapterSubject", adapter=adapter, vision=seen, region=self.node("LodestarRegion", x=x)[0], subjects=made)
         return {"subjects": made}
+
+    def streams(self):
+        """Random weights of a pair of streams; sets the latent that is sampled: one pair."""
+        from ...guidance.attention.joint_lora import JointLora, parse
+        from ...guidance.host.geometry import of_network
+        from ..pairs import unicon_file
+        net = self.specimen.net
+        geometry = of_network(net)
+        unet = geometry.family == "unet" and not geometry.temporal
+        if unet:
+            self.pair = {"samples": torch.zeros(2, *self.specimen.shape)}
+        return {"weights": parse(unicon_file(net, geometry), "random", "file") if unet else JointLora({})}
 
     def words(self):
         self.positive, found, _ = self.node("LodestarPromptWords", clip=self.clip, text=TEXT, words="red ball, blue cube")
@@ -135,6 +147,7 @@ GIVEN = {
     "LodestarStyleAligned": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarTemporalAttentionTemperature": lambda b, m: {**WHOLE, "mask": b.mask},
     "LodestarTokenPerturbationGuidance": lambda b, m: WHOLE,
+    "LodestarUniCon": lambda b, m: b.streams(),
     "LodestarUniversalGuidance": lambda b, m: {**WHOLE, "loss": b.loss(m)},
     "LodestarUpsampleGuidance": lambda b, m: WHOLE,
 }

@@ -23,7 +23,7 @@ def watched():
     """Within it, every edit that runs is noted in the Touched that it yields."""
     from ...guidance.attention import edits
     from ...guidance.attention.edits import AttentionObserver
-    from ...guidance.host import attention_hooks, block_hooks, calls, feature_hooks, unet_hooks
+    from ...guidance.host import attention_hooks, block_hooks, calls, feature_hooks, joint_streams, unet_hooks
     seen, undo = Touched(), []
 
     def wrap(module, name, note):
@@ -60,7 +60,13 @@ def watched():
         if not isinstance(edit, AttentionObserver):
             seen.selectors[type(edit).__name__] = getattr(edit, "layers", "") or edit.default_layers(session.geometry)
 
+    def of_pairs(args, out):
+        for _, blocks in out:
+            for layer, *_ in blocks:
+                seen.add("self", layer)
+
     wrap(edits, "chain", of_chain)
+    wrap(joint_streams, "_holders", of_pairs)
     wrap(attention_hooks, "check_fired", of_call)
     wrap(block_hooks, "_groups", of_blocks)
     wrap(calls.Session, "selected", of_selected)
