@@ -6,7 +6,7 @@ string: "$weak" (a weakened copy of the generator), "$target" (a target loss per
 embedding of each caption), "$outlines" (the outlines of each caption's scene as a latent; "$outlines_lora": the bundled
 LoRA for them), "$letters" (what the bundled reader is to read; "$reader": that reader; "$vae"), "$pair" (the tokens of an edit that changes words in their places),
 "$reference", "$appearance" (LATENTs of the scenes that pictures look at; "$reference_words", "$appearance_words" their prompts), "$empty" (the prompt without text),
-"$subjects" (both objects as subjects of the bundled image adapter), "$camera" (the warp of bench.references.camera), "$depth_pair" (the bundled weights of pictures and their depth), "$caption" (the whole captions as a conditioning), "$left" (a mask of the left half).
+"$subjects" (both objects as subjects of the bundled image adapter), "$camera" (the warp of bench.references.camera), "$depth_pair" (the bundled weights of pictures and their depth), "$caption" (the whole captions as a conditioning), and those of bench.motion.
 """
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def use(path, **values):
 class Setup:
     """One way to sample. prompts: "captions", "empty", "colourless" or "placed" (two objects, no place), "regional" (the
     objects are in the regions' prompts alone), "pictured" (the prompt names their shapes alone), "graph" (like "placed", with the scenes' relations for a layout), "related" (both objects and their relation), "edit" (captions with another colour
-    for the first object, each sampled beside its own caption with the same noise), "styled", "together", "moved", "crossed", "hole", "viewed" (bench.references: pictures
+    for the first object, each sampled beside its own caption with the same noise), "styled", "together", "moved", "crossed", "hole", "viewed", "shifted" (bench.references: pictures
     that look at another one); task: "sample", "inversion", "inpaint" (the rest of the wanted picture is known), "distil" or "composite" (bench.distilled: optimised in place of sampled, `steps` iterations), or one of bench.pairs (a picture and its depth); steps: None takes the bench's;
     size: side of the latent where it is not the trained one."""
 

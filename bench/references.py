@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 
 from ..demo.scenes import BACKGROUNDS, COLOURS, RELATIONS, SIZE, random_scene
-from . import layout, stats
+from . import layout, motion, stats
 
-KINDS = ("styled", "together", "moved", "crossed", "hole", "viewed")
+KINDS = ("styled", "together", "moved", "crossed", "hole", "viewed", "shifted")
 METRICS = ("background", "palette", "structure", "background_together", "palette_together", "hole_error", "recovered", "view_ssim", "view_error")
 GROUP = 4          # pictures that are sampled together where they are to agree with each other
 LEVELS = 3         # per channel, of a palette: black, the middle and white, near which the three backgrounds lie
@@ -24,9 +24,9 @@ def cases(found, kind):
 
     styled: another scene. together: none, GROUP pictures are sampled at once, of which the first one's prompt names a background. moved: the scene before its objects changed places. crossed: `reference` has the places of
     the objects, `appearance` their colours and the background elsewhere; the prompt names shapes and colours, no place. hole: the scene moved by a few latent cells; its first
-    object is to be painted anew, after the reference alone. viewed: the scene itself, which is to be seen from where `camera` has moved.
+    object is to be painted anew, after the reference alone. viewed: the scene itself, which is to be seen from where `camera` has moved. shifted: the scene before its first object moved (bench.motion).
     """
-    make = {"hole": _hole, "styled": _styled, "together": _together, "moved": _moved, "crossed": _crossed, "viewed": _viewed}[kind]
+    make = {"hole": _hole, "styled": _styled, "together": _together, "moved": _moved, "crossed": _crossed, "viewed": _viewed, "shifted": motion.shifted}[kind]
     return [make(c) for c in found]
 
 

@@ -218,8 +218,10 @@ class Subject:
         import comfy.samplers
         if setup.sampler is None:
             return comfy.samplers.sampler_object("euler")
-        from ..guidance.host.sampler_cfgpp import sampler
-        return sampler(self.build(setup.sampler, batch))
+        from ..guidance.host import sampler_cfgpp, sampler_inverse
+        from ..guidance.inverse.solver import Solver
+        method = self.build(setup.sampler, batch)
+        return (sampler_inverse if isinstance(method, Solver) else sampler_cfgpp).sampler(method)
 
     def sigmas(self, steps):
         import comfy.samplers

@@ -65,6 +65,7 @@ def _run(cls):
 
 
 def _node(cls, part_of=SERVES):
+    """The node of a loss of pictures: its fields, the model, the VAE."""
     text = inspect.cleandoc(cls.__doc__)
     summary, _, rest = text.partition("\n\n")
     return NodeDef(

@@ -16,6 +16,7 @@ from ._define import NodeDef, Output, about, inputs_of
 
 
 def _node(cls):
+    """The node of a method that is a sampler."""
     def run(**values):
         method = cls(**values).validate()
         from ..guidance.host.sampler_inverse import sampler

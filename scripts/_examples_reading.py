@@ -6,7 +6,8 @@ from ._examples import PROMPT, SEED, STEPS, Scene, guided
 from ._graph import Graph
 
 # examples with models that do not come with the pack, and what their picture says
-NEEDS_WEIGHTS = {"temporal_attention_temperature": "Temporal Attention Temperature\n\nThis example needs\nStable Video Diffusion\n(svd.safetensors).",
+NEEDS_WEIGHTS = {"estimate_flow": "Estimate Flow\n\nThis example needs\ntorchvision's RAFT small\n(raft_small.safetensors).",
+                 "temporal_attention_temperature": "Temporal Attention Temperature\n\nThis example needs\nStable Video Diffusion\n(svd.safetensors).",
                  "controlnorm": "ControlNorm\n\nThis example needs\nSD1.5, a ControlNet and\nthe projections trained for it."}
 
 

@@ -35,6 +35,26 @@ class Decoder:
         return (picture.to(torch.float32) + 1) / 2
 
 
+class SoundDecoder:
+    """decode(denoised) -> waveforms [n, channels, values] of sound latents, with gradient. Loads the VAE when first used."""
+
+    def __init__(self, vae, latent_format):
+        self.vae, self.latent_format = vae, latent_format
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __call__(self, denoised):
+        import comfy.model_management as management
+        network = self.vae.first_stage_model
+        weight = next(network.parameters(), None)
+        if weight is not None and weight.device != denoised.device:
+            management.load_models_gpu([self.vae.patcher])
+        with plain_context():
+            make_normal(network)
+            return network.decode(self.latent_format.process_out(denoised).to(self.vae.vae_dtype)).to(torch.float32)
+
+
 class RoughPicture:
     """The clean estimate as a rough picture [n, 3, height, width] of the latent's own size, by the latent format's linear map to colours: no network, a gradient for nothing."""
 

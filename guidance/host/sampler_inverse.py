@@ -4,6 +4,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.samplers
 import torch
 from tqdm.auto import tqdm
@@ -31,8 +32,17 @@ def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=Non
     if solver.backward and not solver.neutral() and not wrappers():
         raise BadInput(solver.title, "ComfyUI", "this version", "It needs gradients through the network, which this host cannot give; use a ComfyUI of December 2024 or newer, or a solver "
                        f"without them ({WITHOUT_LOSS if isinstance(solver, LossSolver) else WITHOUT}).")
-    flow = is_flow(base.model_sampling)
+    flow, seen = is_flow(base.model_sampling), {}
+    if solver.compares:
+
+        def watch(args):
+            seen["gap"] = args["cond_scale"] * (args["cond_denoised"] - args["uncond_denoised"]).detach() if args["uncond_denoised"] is not None else None
+            return args["denoised"]
+        options = dict(extra_args.get("model_options", {}))
+        extra_args["model_options"] = comfy.model_patcher.set_model_options_post_cfg_function(options, watch)
     problem = _problem(solver, base, x, sigmas, flow)
+    if isinstance(solver, LossSolver):
+        problem.inward, problem.gap = base.latent_format.process_in, lambda: seen.get("gap")
     scale = getattr(base.model_sampling, "noise_scale", 1.0) if flow else 1.0
     own = noise_source(x, extra_args.get("seed"))
     position = [0]

@@ -7,6 +7,7 @@ from ..method import BadInput
 
 OWN = "lodestar"               # models/lodestar
 ADAPTERS = "ipadapter"         # models/ipadapter, where the packs for image adapters look
+FLOWS = "optical_flow"         # models/optical_flow, the newest hosts' own folder
 
 
 def _folders():
@@ -23,7 +24,7 @@ def names(folder=OWN):
         folders = _folders()
     except ImportError:
         return []
-    if folder in (OWN, ADAPTERS) and folder not in folders.folder_names_and_paths:
+    if folder in (OWN, ADAPTERS, FLOWS) and folder not in folders.folder_names_and_paths:
         folders.add_model_folder_path(folder, os.path.join(folders.models_dir, folder))
     try:
         return sorted(n for n in folders.get_filename_list(folder) if n.endswith(".safetensors"))

@@ -99,6 +99,7 @@ class Solver(Method):
 
     family = "inverse"
     backward: ClassVar[bool] = True      # whether it differentiates through the network
+    compares: ClassVar[bool] = False     # whether it asks for the difference of the two prompts' predictions
 
     def advance(self, point):
         raise NotImplementedError

@@ -23,6 +23,7 @@ REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI"} | {name: "December 20
     "latent_posterior_sampling", "pseudoinverse_guided_diffusion", "resample", "training_free_guidance", "universal_guidance_sampler", "geoguide", "unicon",
     "diffusion_driven_adaptation", "tractable_steering", "blind_posterior_sampling", "freedom", "semantic_gradient_guidance")}
 REFUSED_BY_UNET = {"easycontrol": "need a network of the Flux type"}      # where the node says so
+REFUSED_BY_PYPI |= dict.fromkeys(("motion_guidance", "frame_guidance", "reference_sequence_guidance", "observation_self_guidance", "sound_guidance"), "December 2024")
 SIZES = {"lodestar/side_by_side_canvas": (256, 128)}      # pictures that are larger than the latent that the example begins with
 # a weaker model made by a node for U-Nets; skip connections; cross-attention
 ONLY_UNET = ("model_pair_guidance", "freeu", "pladis", "decoupled_prompt", "adapter_attention_shaping", "directed_diffusion", "negative_away_steer_attention",

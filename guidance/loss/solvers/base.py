@@ -23,11 +23,16 @@ class LossProblem:
     percent_to_sigma: Any = None
     title: str = "Loss"
     branches: Any = None      # (conditional, unconditional) of the last evaluation, for solvers that ask for them
+    inward: Any = lambda latent: latent      # brings a LATENT of the graph into the model's space
+    gap: Any = None      # gap(): w (D_c - D_u) of the last evaluation, of solvers that say `compares`
     decode = True      # losses may hold decoders: their gradients are taken where networks may update tensors in place
+
+    def step(self, point):
+        return Step(point.x, torch.full((point.x.shape[0],), point.s), self.flow, self.sigmas, point.index, percent_to_sigma=self.percent_to_sigma)
 
     def at(self, point):
         """loss(denoised) -> [batch] of a step."""
-        step = Step(point.x, torch.full((point.x.shape[0],), point.s), self.flow, self.sigmas, point.index, percent_to_sigma=self.percent_to_sigma)
+        step = self.step(point)
         if self.percent_to_sigma is not None and not self.loss.active(step):
             return None
         return lambda denoised: self.loss.value(denoised, LossContext(step))
