@@ -27,6 +27,7 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
 - background, palette: share of pictures with the background of the reference (of the appearance), and how much of the colour histogram they have in common with it; no prompt names a
   background (of a batch: the first one's alone). structure: overlap with the objects of the structure picture, whatever their colours. background_together, palette_together: the same between the pictures of a batch.
 - hole_error, recovered: root mean square error of the pixels inside the hole, and the share of pictures that have the hidden object's colour and shape again.
+- warmth: how warm the objects' colours are, 10 for red and orange to 0 for blue and cyan, by the measuring network.
 - view_ssim, view_error: structural similarity and root mean square distance to the reference's picture as the moved camera sees it (the true warp).
 - depth_overlap: intersection over union of the things in the picture and those in its depth picture. depth_error: root mean square error of the depth picture to the scene's true depth.
 - place_error, kept: distance in pixels (of 64) of what has the first object's colour from where it is to be (32 where nothing has it), and the share of pictures that show the object itself within 8 pixels of that

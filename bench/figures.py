@@ -52,6 +52,9 @@ class Measured:
             return stats.ssim(pictures, self.subject.pictures(self.before)[self.main])
         if metric == "ssim":
             return stats.ssim(pictures, base.pictures[base.main])
+        from . import given
+        if metric in given.METRICS:
+            return given.METRICS[metric](self.readings())
         found = [self.cases[i] for i in self.main]
         if metric in references.METRICS:
             return references.values(metric, pictures, found, self.readings(), lambda scenes: self.subject.pictures(self.subject.rendered(scenes)))

@@ -1,6 +1,7 @@
 """How a measurement is written down: setups to sample, comparisons of two of them, and what a paper claims of the difference.
 
-Everything is plain data, so that finished results can be found again by a setup's text. Values that only a run can make are named by a
+Everything is plain data, so that finished results can be found again by a setup's text. A value may be another Use, a loss for example: "$decoder" is the VAE's for it, further names are those of
+bench.given. Values that only a run can make are named by a
 string: "$weak" (a weakened copy of the generator), "$target" (a target loss per picture), "$forbidden" (the conditioning of the colour not wanted), "$regions"
 (wanted boxes with the words and prompts of two objects; "$words" without the prompts), "$first", "$second" (the words of one object; "$first_place", "$second_place" its box as a mask), "$named" (both objects' words alone), "$relation" (the words of their relation), "$places" (terms of Self-Guidance that put them into their boxes), "$graph" (the boxes that a scene graph of their relation gives), "$structured" (the structured
 embedding of each caption), "$outlines" (the outlines of each caption's scene as a latent; "$outlines_lora": the bundled
@@ -24,7 +25,7 @@ DIRECTIONS = ("lower", "higher", "not lower", "not higher", "at least", "at most
 
 @dataclass(frozen=True)
 class Use:
-    """A method of guidance/ with its parameters: path "rules.apg:AdaptiveProjectedGuidance"."""
+    """A method or loss of guidance/ with its parameters: path "rules.apg:AdaptiveProjectedGuidance". A parameter may be a Use itself: a loss for example."""
 
     path: str
     values: tuple = ()
@@ -36,8 +37,8 @@ class Use:
 
     @property
     def source(self):
-        """The text of the method's file: a result is good as long as it does not change."""
-        return Path(inspect.getsourcefile(self.cls)).read_text(encoding="utf-8")
+        """The text of the method's file, and of those in it: a result is good as long as it does not change."""
+        return Path(inspect.getsourcefile(self.cls)).read_text(encoding="utf-8") + "".join(v.source for _, v in self.values if isinstance(v, Use))
 
 
 def use(path, **values):

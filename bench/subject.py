@@ -201,10 +201,23 @@ class Subject:
         if text == "$record":
             from ..guidance.inspection.inspector import Record
             return Record()
+        if text == "$decoder":
+            from ..guidance.host.decode import Decoder
+            return Decoder(self.vae, self.model.get_model_object("latent_format"))
+        from . import given
+        if text in given.VALUES:
+            return given.VALUES[text](self, batch)
         raise ValueError(f"unknown value {text!r} in the table of methods")
 
     def build(self, use, batch):
-        return use.cls(**{k: self.value(v, batch) if isinstance(v, str) and v.startswith("$") else v for k, v in use.values})
+        from .plan import Use
+
+        def made(v):
+            if isinstance(v, Use):
+                loss = self.build(v, batch)
+                return loss.check() if hasattr(loss, "check") else loss
+            return self.value(v, batch) if isinstance(v, str) and v.startswith("$") else v
+        return use.cls(**{k: made(v) for k, v in use.values})
 
     def guided(self, setup, batch):
         """The MODEL with the setup's methods."""

@@ -101,6 +101,7 @@ class Step:
     seed: int | None = None
     w: float | None = None      # the guidance scale of this call after the gates (1: the negative prompt is not evaluated for CFG), None before it is known
     host: Any = None      # the context of differentiable evaluations (guidance.host.gradients), None without a host
+    free: Any = None      # 1 where the host denoises and 0 where it keeps the picture, broadcast against x; None where it denoises everywhere
     maps: dict = field(default_factory=dict)      # {observer: [what it saw]} of this call; every Step made from this one shares it
 
     @property

@@ -22,11 +22,28 @@ def _classes():
         yield from (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, PictureLoss) and c.__module__ == module.__name__ and c is not PictureLoss and not c.own_node)
 
 
-def _inputs(cls):
+def loss_inputs(cls):
     """The loss's own fields first, then those that all have; the menu of spaces without those that it cannot take."""
     fields = [f for f in dataclasses.fields(cls) if f.metadata]
     found = [input_of(f.name, f.metadata, f.default) for f in [f for f in fields if f.name not in _COMMON] + [f for f in fields if f.name in _COMMON]]
     return [dataclasses.replace(i, choices=cls.spaces, default=cls.spaces[0]) if i.name == "space" else i for i in found]
+
+
+def decoder_of(cls, model, vae, space):
+    """What makes pictures of the estimate in the space of a loss: the VAE, the latent format's linear map, or nothing."""
+    from ..guidance.host.decode import Decoder, RoughPicture
+    from ..guidance.method import BadInput
+    latents = model.get_model_object("latent_format")
+    if space == "rgb" and vae is None:
+        raise BadInput(cls.title, "vae", None, "Pictures are decoded with the model's VAE: connect it, or choose another space.")
+    return Decoder(vae, latents) if space == "rgb" else RoughPicture(latents, cls.title) if space == "small" else None
+
+
+def ordinary(values):
+    """Values whose tensors can take part in gradients: nodes run in inference mode, whose tensors can't."""
+    import torch
+    with torch.inference_mode(False):
+        return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
 
 
 def _target(cls, model, vae, space, image):
@@ -42,25 +59,12 @@ def _target(cls, model, vae, space, image):
 
 def _run(cls):
     def run(model, vae=None, **values):
-        import torch
-
-        from ..guidance.host.decode import Decoder, RoughPicture
-        from ..guidance.method import BadInput
-        latents, space = model.get_model_object("latent_format"), values.get("space", cls.spaces[0])
-        decoder = None
-        if space == "rgb":
-            if vae is None:
-                raise BadInput(cls.title, "vae", None, "Pictures are decoded with the model's VAE: connect it, or choose another space.")
-            decoder = Decoder(vae, latents)
-        elif space == "small":
-            decoder = RoughPicture(latents, cls.title)
+        space = values.get("space", cls.spaces[0])
+        decoder = decoder_of(cls, model, vae, space)
         target = _target(cls, model, vae, space, values["image"]) if values.get("image") is not None else None
         if "image" in values:
             values["image"] = None      # `target` is what is compared
-        with torch.inference_mode(False):      # nodes run in it; gradients need tensors of the other kind
-            values = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
-            target = None if target is None else target.clone()
-        return (cls(**values, decoder=decoder, target=target).check(),)
+        return (cls(**ordinary({**values, "target": target}), decoder=decoder).check(),)
     return run
 
 
@@ -73,7 +77,7 @@ def _node(cls, part_of=SERVES):
         title=cls.title,
         category=category("loss"),
         description=" ".join(summary.split()),
-        inputs=(Input("model", "MODEL", "The model that will be guided: its latents are what is decoded."), *_inputs(cls),
+        inputs=(Input("model", "MODEL", "The model that will be guided: its latents are what is decoded."), *loss_inputs(cls),
                 Input("vae", "VAE", "The model's VAE: decodes the estimate (space rgb), or encodes the target (space latent).", optional=True)),
         outputs=(Output(TYPE, "loss", "For Universal Guidance and other nodes that take a loss." if cls.differentiable else "Values only: for the particle samplers."),),
         run=_run(cls),

@@ -74,9 +74,12 @@ def _subject(adapter, vision, weight, region, phrase, number, empty, subjects):
     return (Subjects(adapter, (*before, made)),)
 
 
-def _vision():
-    from ..demo.vision import DemoVision
-    return (DemoVision(),)
+FEATURES, SCENES = "features", "scenes and captions"
+
+
+def _vision(encoder=FEATURES):
+    from ..demo.vision import DemoVision, SceneVision
+    return (SceneVision() if encoder == SCENES else DemoVision(),)
 
 
 NODES = (
@@ -128,11 +131,15 @@ Chain the nodes to give several subjects. Without a region a subject is seen eve
         node_id="LodestarLoadDemoVision",
         title="Load Demo Vision",
         category=category("demo"),
-        description="A small image encoder that comes with the pack, for the bundled image adapter: use it with CLIP Vision Encode.",
-        inputs=(),
-        outputs=(Output("CLIP_VISION", "clip_vision", "For CLIP Vision Encode."),),
+        description="A small image encoder that comes with the pack, for the bundled image adapter and for losses: use it like a CLIP Vision model.",
+        inputs=(Input("encoder", "COMBO", "features: for the bundled image adapter. scenes and captions: pictures and texts in one space, as CLIP has them, for the losses that look through an encoder.", FEATURES,
+                      choices=(FEATURES, SCENES), optional=True),),
+        outputs=(Output("CLIP_VISION", "clip_vision", "For CLIP Vision Encode, and for losses."),),
         run=_vision,
         part_of=MaskedSubjectAttention.node_id,
-        help="""It is the network that measures the demo models' pictures (demo/measure.py): 16 features of a picture's parts and their mean. It knows coloured shapes, nothing else.
+        help="""features: the network that measures the demo models' pictures (demo/measure.py): 16 features of a picture's parts and their mean. It knows coloured shapes, nothing else.
+
+scenes and captions: a network of its own (demo/scene_clip.py), trained so that a picture's embedding is that of its caption by the demo model's text encoder. For CLIP Text Loss and its kin, with the CLIP of Load Demo
+Model.
 """),
 )

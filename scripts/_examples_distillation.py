@@ -11,12 +11,12 @@ def _led(scene, node_id="LodestarSDSGuidance", positive=None, model=None, **valu
     return scene.graph.add(node_id, model=model or scene.model, positive=positive or scene.positive, negative=scene.negative, **values)[0]
 
 
-def _guidance(iterations, rate=0.1, **values):
+def _guidance(iterations, rate=0.1, optimiser="Adam", **values):
     def make(definitions, definition, name):
         scene = Scene(definitions, f"{definition.title}: {definition.description} Here {iterations} iterations on an empty latent. Above distilled, below sampled.", PROMPT)
         more = {"vae": scene.vae} if values.get("rgb") else {}
         guided = _led(scene, definition.node_id, **values, **more)
-        distilled = scene.graph.add("LodestarScoreDistillation", "Distils", guidance=guided, latent=scene.latent, steps=iterations, rate=rate, seed=SEED)[0]
+        distilled = scene.graph.add("LodestarScoreDistillation", "Distils", guidance=guided, latent=scene.latent, steps=iterations, rate=rate, optimiser=optimiser, seed=SEED)[0]
         scene.save(distilled, name, "Distilled")
         scene.save(scene.sample(title="Samples"), f"{name}_without", "Sampled")
         return scene.graph
@@ -105,8 +105,8 @@ OWN = {
     "LodestarSDSGuidance": _guidance(100, cfg=7.5),
     "LodestarHiFAGuidance": _guidance(40, cfg=4.0, rgb=0.1, steps=2),
     "LodestarDenoisedScoreDistillation": _guidance(80, cfg=7.5, amount=0.5),
-    "LodestarIntervalScoreMatching": _guidance(50, cfg=7.5, steps=2),
-    "LodestarTrajectoryScoreMatching": _guidance(50, cfg=7.5, steps=2),
+    "LodestarIntervalScoreMatching": _guidance(60, rate=0.05, optimiser="SGD", cfg=7.5, t_min=0.3, t_max=0.7, steps=1),
+    "LodestarTrajectoryScoreMatching": _guidance(60, rate=0.05, optimiser="SGD", cfg=7.5, t_min=0.3, t_max=0.7, steps=1),
     "LodestarScoreDistillation": _score,
     "LodestarHybridDistillation": _hybrid,
     "LodestarDistilPictures": _pictures,

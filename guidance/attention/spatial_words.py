@@ -53,7 +53,8 @@ class SpatialWordAttention(Edit):
     With SDS Guidance at t from 0.8 to 0.9 it is the spatially-aware score distillation of ComboVerse (SSDS); it acts in sampling as well. Factor 1 changes nothing. Only the
     positive prompt's rows are edited. Joint attention: the words' columns of the picture's rows, brought back to a sum of 1 (own form, no published one).
     Defaults: factor 25, as others report the paper's; there is no released code (unverified).
-    Limits: large factors move the whole prompt off the words that name the things; models that ignore the words before ignore them louder.
+    Limits: large factors move the whole prompt off the words that name the things; on the bundled models a factor of 3 changed
+    nothing that was measured and 25 made pictures worse. Try small factors first.
     Paper: Chen et al., arXiv 2403.12409. Cost: attention to the text is written out.
     """
 

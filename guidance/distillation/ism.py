@@ -24,6 +24,8 @@ class IntervalScoreMatching(ScoreGuidance):
     With interval 0 and the negative prompt as inverse it is cfg (n^(x, y) - n^(x, negative)); with a perfect denoiser of x_s it is SDS.
     Defaults: cfg 7.5, interval 0.08, first 0.1, stride 0.2, 5 steps, t from 0.02 to 0.5 (Dreamer XL's code, which holds LucidDreamer's; times of 1000), warm-up a third of the iterations.
     Their gradient's factor 0.1 and the flips of the picture are left out; the clip of the picture's gradient is `clip` of Score Distillation.
+    Limits: the way up keeps what is no picture, so nothing draws grain out again. On latents of small models it grows with Adam, whose steps are as large for grain as for shapes:
+    take SGD at about 0.05 and t from 0.3 to 0.7.
     Papers: Liang et al., arXiv 2311.11284; Miao et al., arXiv 2405.11252. Cost: a guided prediction and up to steps + 1 of the inverse prompt per iteration.
     """
 

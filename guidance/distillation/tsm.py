@@ -17,6 +17,7 @@ class TrajectoryScoreMatching(IntervalScoreMatching):
 
     gamma 1 gives m = s: Interval Score Matching; gamma 0 gives m = t.
     Defaults: gamma 0.3 (released code), the others as in Interval Score Matching. The released code makes numbers that are none 0; here they are an error.
+    Limits: as Interval Score Matching; on latents take SGD.
     Paper: Miao et al., arXiv 2405.11252. Cost: one prediction of the inverse prompt more than Interval Score Matching.
     """
 

@@ -7,6 +7,7 @@ import functools
 import torch
 
 from ..gradients import plain_context
+from .compiled import eager
 from .geometry import checkpoint_modules
 
 
@@ -84,6 +85,27 @@ def recomputed(network):
     finally:
         for module in modules:
             module.__dict__.pop("forward", None)
+
+
+def _check(slope):
+    import comfy.model_management as management
+    management.throw_exception_if_processing_interrupted()
+
+
+@contextlib.contextmanager
+def interruptible(network):
+    """Within it, an interruption by the user ends a backward pass at the next of the network's blocks."""
+    def watch(module, given, out):
+        for t in out if isinstance(out, tuple) else (out,):
+            if isinstance(t, torch.Tensor) and t.requires_grad:
+                t.register_hook(_check)
+    hook = eager(watch)
+    handles = [module.register_forward_hook(hook) for module in checkpoint_modules(network)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _turn(x, matrices):
@@ -170,14 +192,19 @@ class HostContext:
         with plain_context():
             for each in (network, *(peer.patcher.model.diffusion_model for peer in self.session.peers.values())):
                 make_normal(each)
+            streams = getattr(management, "NUM_STREAMS", None)
             try:
                 if training is not None:
                     management.in_training = True       # newer hosts then avoid kernels that have no backward
-                with recomputed(network) if checkpoint else contextlib.nullcontext():
+                if streams is not None:
+                    management.NUM_STREAMS = 0      # offloaded weights then come as copies: what streams bring lies in buffers that are used again, and the backward pass would read other weights there
+                with interruptible(network), recomputed(network) if checkpoint else contextlib.nullcontext():
                     yield
             finally:
                 if training is not None:
                     management.in_training = training
+                if streams is not None:
+                    management.NUM_STREAMS = streams
 
 
 @contextlib.contextmanager

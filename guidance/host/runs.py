@@ -90,6 +90,7 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
         return engine.add(run, call.step, plan, base, seen)
 
     if plan.steers:
+        step.free = _free(session.arguments["denoise_mask"], x) if "denoise_mask_function" not in model_options else None
         with gradients.host_context(session):
             run.context.alone = _alone(session, plan, step, timestep, model_options)
             denoised = engine.steer(run, step, plan, guided)
@@ -97,6 +98,14 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
         denoised = guided(x)
     engine.observe(run, step, plan, seen)
     return engine.finish(run, step, plan, denoised, seen)
+
+
+def _free(mask, x):
+    """The run's mask on the size of x; older hosts prepare it behind this wrapper."""
+    if mask is None or mask.shape == x.shape:
+        return mask
+    import comfy.sampler_helpers
+    return comfy.sampler_helpers.prepare_mask(mask, x.shape, x.device)
 
 
 def _at(step, x):

@@ -43,3 +43,10 @@ def load(node, field, name, folder=OWN):
         return load_file(path)
     except Exception as error:
         raise BadInput(node, field, name, f"It is not a complete safetensors file ({error}). Files of other formats have to be converted.") from error
+
+
+def notes_of(name, folder=OWN):
+    """The metadata of a file that `load` could read, {name: text}."""
+    from safetensors import safe_open
+    with safe_open(_folders().get_full_path(folder, name), "pt") as file:
+        return dict(file.metadata() or {})

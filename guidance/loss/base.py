@@ -84,9 +84,13 @@ class LossContext:
 
     def picture(self, decoder, denoised):
         """decoder(denoised), [pictures, 3, height, width] in about [0, 1], not clamped."""
-        key = getattr(decoder, "key", id(decoder)), id(denoised)
+        return self.once(getattr(decoder, "key", id(decoder)), denoised, lambda: decoder(denoised))
+
+    def once(self, key, of, make):
+        """make(), made once for all who ask about the tensor `of` by the same key."""
+        key = key, id(of)
         if key not in self._pictures:
-            self._pictures[key] = denoised, decoder(denoised)      # the estimate is kept, so that no other one takes its identity
+            self._pictures[key] = of, make()      # the tensor is kept, so that no other one takes its identity
         return self._pictures[key][1]
 
     def factor(self, schedule):

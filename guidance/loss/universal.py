@@ -23,7 +23,7 @@ class UniversalGuidance(Steer):
     `normalise` unit rms: D' = D + scale rho^2 g / rms(g), rho^2 = s^2 / (a^2 + s^2), per sample: one scale serves any loss, and D moves by at most `scale` rms.
 
     route "network" differentiates through the network and CFG, "checkpoint" gives the same numbers with the activations of one block, "none" leaves the network's
-    Jacobian out (no backward pass). Masked sampling: the gradient acts where the host denoises. Per-sample losses: batch entries never mix.
+    Jacobian out (no backward pass). Masked sampling: the gradient is 0 where the host does not denoise. Per-sample losses: batch entries never mix.
     Cost: route network about 3x a step, checkpoint about 4x, none +0. Backward universal guidance and self-recurrence need a sampler of their own.
 
     Cheaper guidance ("Conditional Image Generation with Pretrained Generative Model", arXiv 2312.13253; known to us by its abstract alone, so the options are our reading of it): guide_every takes
@@ -69,6 +69,7 @@ class UniversalGuidance(Steer):
 
     def entered(self, step, denoised, direction):
         """The prediction with a gradient g entered at this step."""
+        direction = direction if step.free is None else direction * step.free.to(direction)
         if self.normalise == "unit rms":
             direction = normalised(direction.float(), self.normalise).to(denoised.dtype)
             s, a = step.s, step.a

@@ -14,7 +14,7 @@ from lodestar.guidance.loss.smooth import MIRRORS, RangePenalty, Symmetry, Total
 from lodestar.guidance.loss.spectrum import SpectrumTarget
 from lodestar.guidance.loss.wavelet import WaveletTarget, haar
 from lodestar.guidance.method import BadInput
-from lodestar.nodes.losses import _classes, _inputs, _node
+from lodestar.nodes.losses import _classes, _node, loss_inputs
 
 pytestmark = pytest.mark.method("LodestarUniversalGuidance")
 CONTEXT = LossContext()
@@ -176,6 +176,6 @@ def test_every_loss_has_a_node_made_from_its_fields():
     assert {WaveletTarget, EdgeTarget, TotalVariation} < set(found) and PictureLoss not in found
     for cls in found:
         node = _node(cls)
-        names = [i.name for i in _inputs(cls)]
+        names = [i.name for i in loss_inputs(cls)]
         assert names[-6:] == ["weight", "mask", "space", "schedule", "start_percent", "end_percent"] and "decoder" not in names and "target" not in names
         assert node.description and node.help and all(i.tooltip for i in node.inputs)
