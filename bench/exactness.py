@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..guidance.inverse import ddnm, dps, lgd, mpgd, pigdm, psld, reddiff, repaint, resample
+from ..guidance.inverse import copaint, daps, ddnm, ddrm, dps, lgd, mpgd, pigdm, psld, reddiff, repaint, resample, steered
 from ..guidance.inverse.levels import signal
 from ..guidance.inverse.operators import GaussianBlur, Inpainting, RandomProjection, SuperResolution
 from ..guidance.inverse.problem import Problem
@@ -150,7 +150,15 @@ SOLVERS = {
     "ReSample": resample.ReSample(every=10, scale=0.5),
     "RED-diff": reddiff.REDdiff(inner=2),
     "RePaint, 5 rounds": repaint.RePaint(jump=10, rounds=5),
+    "DDRM": ddrm.SpectralSampler(),
+    "DAPS, unit prior, full draws": daps.DecoupledPosteriorSampling(width="unit prior", spread=1.0, ahead=3),
+    "DAPS": daps.DecoupledPosteriorSampling(ahead=3),
+    "Steered Diffusion": steered.SteeredDiffusion(measurement=0),
+    "CoPaint, 1 round": copaint.TractableSteering(rounds=1, rate=0.2, tries=2),
 }
+
+
+SLOW = (reddiff.REDdiff, repaint.RePaint, resample.ReSample, daps.DecoupledPosteriorSampling, copaint.TractableSteering)
 
 
 def sampled(solver, task, flow=False, steps=STEPS, samples=SAMPLES, seed=0, sigmas=None):
@@ -190,7 +198,7 @@ def measure(steps=STEPS, samples=SAMPLES):
             for name, solver in SOLVERS.items():
                 if isinstance(solver, repaint.RePaint) and not isinstance(task.operator, Inpainting):
                     continue
-                count = min(samples, 200) if isinstance(solver, (reddiff.REDdiff, repaint.RePaint, resample.ReSample)) else samples
+                count = min(samples, 200) if isinstance(solver, SLOW) else samples
                 result = errors(sampled(solver, task, flow, steps, count), task)
                 found.setdefault("flow" if flow else "k-units", {}).setdefault(task.name, {})[name] = {k: round(v, 5) for k, v in result.items()}
     return found
@@ -199,7 +207,7 @@ def measure(steps=STEPS, samples=SAMPLES):
 def page(found, steps, samples):
     """docs/effects/exactness.md."""
     lines = ["# Exactness of the measurement solvers", "",
-             f"Written by `./scripts/bench exactness`: {samples} samples (RED-diff, RePaint and ReSample 200), {steps} steps, float64. Priors are Gaussians and mixtures of Gaussians over 4 x 4 values, whose clean estimate and",
+             f"Written by `./scripts/bench exactness`: {samples} samples (RED-diff, RePaint, ReSample, DAPS and CoPaint 200), {steps} steps, float64. Priors are Gaussians and mixtures of Gaussians over 4 x 4 values, whose clean estimate and",
              "posterior are known in closed form; the measurement is one noisy draw. k-units: Karras' levels from 80 to 0.002; flow: evenly spread levels.", "",
              "- mean: root mean square error of the samples' mean, in standard deviations of the prior.",
              "- covariance: error of the samples' covariance (Frobenius norm), relative to the posterior's. spread: its trace over the posterior's: 1 is right, 0 is a single picture.",

@@ -1,4 +1,4 @@
-"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`, `./scripts/bench exactness`, `./scripts/bench particles`, `./scripts/bench codes`, `./scripts/bench gradients`."""
+"""The command line: `./scripts/bench effects ...`, `./scripts/bench costs ...`, `./scripts/bench readings ...`, `./scripts/bench exactness`, `./scripts/bench particles`, `./scripts/bench codes`, `./scripts/bench gradients`, `./scripts/bench restoration`."""
 from __future__ import annotations
 
 import argparse
@@ -48,14 +48,19 @@ def parser():
     k = sub.add_parser("particles", help="how the particle samplers converge", description="Writes docs/effects/particles.json and particles.md.")
     q = sub.add_parser("codes", help="how well pictures refined towards a QR code are read", description="Writes docs/effects/codes.json and codes.md.")
     q.add_argument("--pictures", type=_count(2), default=24, help="pictures (default 24)")
+    t = sub.add_parser("restoration", help="how well each solver restores each kind of measurement", description="Writes docs/effects/restoration.json and restoration.md. Finished runs are "
+                       "kept in the cache folder, so that an interrupted one goes on where it stopped.")
+    t.add_argument("solvers", nargs="*", metavar="SOLVER", help="parts of solvers' names (all without)")
+    t.add_argument("--pictures", type=_count(2), default=12, help="pictures of each task (default 12)")
+    t.add_argument("--fresh", action="store_true", help="restore again what is in the cache")
     g = sub.add_parser("gradients", help="memory and time of the three costs of a gradient", description="Writes docs/effects/gradients.json and gradients.md. What is left out stays as it was.")
     g.add_argument("--steps", type=_count(2), default=4, help="sampler steps per run (default 4)")
     g.add_argument("--repeats", type=_count(1), default=3, help="interleaved repeats (default 3)")
     g.add_argument("--sd15", action="store_true", help="also a random-weight U-Net of the size of SD1.5 (3.4 GB); with a GPU always")
     g.add_argument("--no-demo", action="store_true", help="leave the bundled models out")
-    for s in (e, c, q):
+    for s in (e, c, q, t):
         s.add_argument("--batch", type=_count(1), default=16 if s is e else 4, help="pictures per batch")
-    for s in (e, c, r, x, k, q, g):
+    for s in (e, c, r, x, k, q, g, t):
         s.add_argument("--out", type=Path, default=EFFECTS, help=argparse.SUPPRESS)
         s.add_argument("--cpu", action="store_true", help="don't use a GPU")
         s.add_argument("--threads", type=_count(1), help="CPU threads of the network")
@@ -87,7 +92,7 @@ def main(argv=None):
             from .effects import Bench
             bench = Bench(args, version)
             bench.models() if args.methods == ["models"] else bench.methods(args.methods)
-        elif args.what in ("readings", "codes", "gradients"):
+        elif args.what in ("readings", "codes", "gradients", "restoration"):
             import importlib
             importlib.import_module(f".{args.what}", __package__).run(args, version)
         else:

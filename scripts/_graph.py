@@ -49,6 +49,8 @@ CORE |= {
 }
 CORE |= {"CLIPVisionEncode": ("CLIP Vision Encode", (("clip_vision", "CLIP_VISION", None), ("image", "IMAGE", None), ("crop", "COMBO", "center")), (("CLIP_VISION_OUTPUT", "CLIP_VISION_OUTPUT"),)),
          "MaskToImage": ("Convert Mask to Image", (("mask", "MASK", None),), (("IMAGE", "IMAGE"),))}
+CORE |= {"EmptyImage": ("EmptyImage", (("width", "INT", 512), ("height", "INT", 512), ("batch_size", "INT", 1), ("color", "INT", 0)), (("IMAGE", "IMAGE"),)),
+         "ImageCompositeMasked": ("ImageCompositeMasked", (("destination", "IMAGE", None), ("source", "IMAGE", None), ("x", "INT", 0), ("y", "INT", 0), ("resize_source", "BOOLEAN", False)), (("IMAGE", "IMAGE"),))}
 SEEDS = ("seed", "noise_seed")      # the page keeps "control after generate" behind these
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 WIDTH, GAP, ROW = 320, 60, 26

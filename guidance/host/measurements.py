@@ -12,6 +12,9 @@ from .encode import Encoder
 def bind(measurement, latent_format, like):
     """The Problem of a Measurement; `like`: a latent of the run [batch, channel, (frame,) height, width]."""
     operator, noise = measurement.operator, float(measurement.noise)
+    if measurement.picture is None:      # nothing was measured: the operator alone is wanted
+        rgb = measurement.vae is not None
+        return Problem(operator, like[:1], noise, Decoder(measurement.vae, latent_format) if rgb else None, Encoder(measurement.vae, latent_format, like.shape[0]) if rgb else None, 2.0 if rgb else 1.0)
     given = torch.as_tensor(measurement.picture)
     if measurement.space == "rgb":
         y = operator.read(given[..., :3].movedim(-1, 1)).to(device=like.device, dtype=torch.float32)

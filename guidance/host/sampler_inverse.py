@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..inverse.levels import noise_source
-from ..loss.solvers.base import LossSolver
+from ..loss.solvers.base import LossProblem, LossSolver
 from ..method import BadInput
 from .features import is_flow, wrappers
 from .gradients import HostContext
@@ -40,12 +40,9 @@ def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=Non
             return args["denoised"]
         options = dict(extra_args.get("model_options", {}))
         extra_args["model_options"] = comfy.model_patcher.set_model_options_post_cfg_function(options, watch)
+    problem = _problem(solver, base, x, sigmas, flow)
     if isinstance(solver, LossSolver):
-        problem = solver.problem(sigmas, flow, base.model_sampling.percent_to_sigma)
         problem.inward, problem.gap = base.latent_format.process_in, lambda: seen.get("gap")
-    else:
-        problem = bind(solver.measurement, base.latent_format, x)
-        problem.title = solver.title
     scale = getattr(base.model_sampling, "noise_scale", 1.0) if flow else 1.0
     own = noise_source(x, extra_args.get("seed"))
     position = [0]
@@ -58,6 +55,8 @@ def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=Non
         comfy.model_management.throw_exception_if_processing_interrupted()
         return model(x, sigma, **extra_args)
 
+    if getattr(solver, "branches", False):
+        extra_args["model_options"] = _watched(extra_args.get("model_options", {}), problem)
     session = extra_args.get("model_options", {}).get(SESSION)
     context = HostContext(SimpleNamespace(model=base, peers=getattr(session, "peers", {})))
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
@@ -74,7 +73,29 @@ def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=Non
     return out
 
 
+def _problem(solver, base, x, sigmas, flow):
+    """What the solver works on: a measurement, a loss, or a measurement with a loss beside it (`led`)."""
+    if isinstance(solver, LossSolver):
+        return solver.problem(sigmas, flow, base.model_sampling.percent_to_sigma)
+    loss = getattr(solver, "loss", None)
+    led = None if loss is None else LossProblem(loss, sigmas, flow, base.model_sampling.percent_to_sigma, solver.title)
+    if solver.measurement is None:
+        return led
+    problem = bind(solver.measurement, base.latent_format, x)
+    problem.title, problem.led = solver.title, led
+    return problem
+
+
+def _watched(options, problem):
+    """Model options under which each evaluation leaves its two branches in `problem.branches`: (conditional, unconditional), or None where one was not evaluated."""
+    def note(args):
+        both = args["cond_denoised"], args["uncond_denoised"]
+        problem.branches = None if args["uncond"] is None or both[1] is None else tuple(t.detach() for t in both)
+        return args["denoised"]
+    return {**options, "sampler_post_cfg_function": [note, *options.get("sampler_post_cfg_function", [])]}
+
+
 def sampler(method):
     """The host's SAMPLER of a solver."""
-    method.validate()
+    method = method.validate()
     return comfy.samplers.KSAMPLER(sample_inverse, extra_options={"solver": method})

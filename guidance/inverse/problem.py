@@ -46,6 +46,7 @@ class Problem:
     encode: Any = None
     unit: float = 1.0
     title: str = "Measurement"
+    led: Any = None      # a loss beside the measurement (loss.solvers.base.LossProblem), for solvers that take both
 
     @property
     def deviation(self):

@@ -59,7 +59,7 @@ class ReSample(Solver):
             if callback is not None:
                 callback(i, x, sigmas[i], point.seen)
             if 3 * i >= total and i % self.every == 0 and point.s_next > 0 and self.strength > 0:
-                clean = euler(evaluate, moved, self.way(sigmas, i + 1))
+                clean = euler(evaluate, moved, way(sigmas, i + 1, self.ahead))
                 fitted = self.fit_picture(clean, problem) if 3 * i < 2 * total else self.fit_latent(clean, problem)
                 moved = drawn_between(moved, fitted, point, self.strength, draw())
             x = moved
@@ -73,12 +73,6 @@ class ReSample(Solver):
         denoised, g = point.descend(lambda d: distance(point.problem, d))
         size = self.scale * (1 - point.rho2) * levels.paper_shift(point.s, point.s_next, point.flow)
         return point.go(denoised, point.noise_of(denoised), 0.0, size * g)
-
-    def way(self, sigmas, first):
-        """At most `ahead` steps from level `first` of the schedule to 0."""
-        rest = sigmas[first:-1] if float(sigmas[-1]) == 0 else sigmas[first:]
-        picks = torch.linspace(0, len(rest) - 1, min(self.ahead, len(rest))).round().long()
-        return torch.cat([rest[picks.to(rest.device)], rest.new_zeros(1)])
 
     def fit_picture(self, z, problem):
         if problem.decode is None:
@@ -112,6 +106,13 @@ class ReSample(Solver):
             move = rate * first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
             at = at - (per_sample(move, batch) * going).view_as(at)
         return at
+
+
+def way(sigmas, first, steps):
+    """At most so many steps from level `first` of the schedule to 0."""
+    rest = sigmas[first:-1] if float(sigmas[-1]) == 0 else sigmas[first:]
+    picks = torch.linspace(0, len(rest) - 1, min(steps, len(rest))).round().long()
+    return torch.cat([rest[picks.to(rest.device)], rest.new_zeros(1)])
 
 
 def drawn_between(x, clean, point, strength, noise):

@@ -116,7 +116,7 @@ class Solver(Method):
             return euler(evaluate, x, sigmas, callback)
         listed = [float(s) for s in sigmas]
         for i in range(len(listed) - 1):
-            repeats = int(getattr(self, "repeats", 1))
+            repeats = self.times(i, len(listed) - 1)
             for r in range(repeats):
                 point = at(evaluate, x, sigmas, i, problem, flow, draw, context)
                 moved = self.plain(point) if self.neutral() else self.advance(point)
@@ -126,6 +126,10 @@ class Solver(Method):
                 callback(i, x, sigmas[i], point.seen)
             x = moved
         return x
+
+    def times(self, index, total):
+        """How often step `index` is made, noised again in between."""
+        return int(getattr(self, "repeats", 1))
 
     def plain(self, point):
         """The step of the model alone."""

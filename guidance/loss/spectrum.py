@@ -29,6 +29,9 @@ class SpectrumTarget(PictureLoss):
         loss = mean over the band of  | |F u| - |F y| |           F orthonormal; a picture that is shifted in a circle has the same amplitudes
 
     `lowest` and `highest` name the band: 0 is the mean, 1 the finest detail along an axis.
+
+    It is the spectrum regulation of Li et al., "DifIISR: A Diffusion Model with Gradient Guidance for Infrared Image Super-Resolution", arXiv 2503.01187, whose other term is a distance of features; the
+    released code samples without either, so their weights are not known. On a restoration: Steered Diffusion takes a measurement and this loss at once.
     """
 
     title = "Spectrum Loss"

@@ -388,7 +388,7 @@ def test_resample_ends_on_the_measurement(flow):
         assert error.max() < 1.5 * max(noise * noise, 1e-6)      # the first round that is below the noise is the last
     nothing = run(RESAMPLE(strength=0.0, scale=0.0), model, x, sigmas, given, flow)
     torch.testing.assert_close(nothing, solver.euler(model, x, sigmas))
-    assert len(RESAMPLE(ahead=3).way(sigmas, 2)) == 4 and RESAMPLE(ahead=9).way(sigmas, 4).tolist() == sigmas[4:].tolist()
+    assert len(resample.way(sigmas, 2, 3)) == 4 and resample.way(sigmas, 4, 9).tolist() == sigmas[4:].tolist()
 
 
 def _picture(z):

@@ -48,6 +48,10 @@ class Operator(Method):
             return self.adjoint(r, like) / (prior * g + noise)
         return self._in_wide(lambda v: self.filtered(v, prior, noise, like), r)
 
+    def shaped(self, u, gain):
+        """V gain(s) V^T u, A = U s V^T: each part of u that A sees with one singular value times gain of it; s (a tensor) is 0 where it sees nothing."""
+        return self._in_wide(lambda v: self.spectral(v, gain), u)
+
     def settle(self, y):
         """y with what is not measured set to 0 (noise was added everywhere, or the picture went through a file)."""
         return y
@@ -87,6 +91,15 @@ class Operator(Method):
                 break
             p, old = left + new / old.clamp(min=1e-30) * p, new
         return self.transposed(x, like)
+
+    def spectral(self, u, gain):
+        """`shaped`, for operators with one singular value; the others know their own."""
+        g = self.gram(u)
+        if g is None:
+            raise NotImplementedError(f"{self.title} does not know its singular values")
+        low, high = gain(torch.tensor([0.0, g**0.5], dtype=torch.float64)).to(u)
+        seen = self.inverted(self.settle(self.forward(u)), u)
+        return high * seen + low * (u - seen)
 
     @staticmethod
     def _in_wide(function, t):

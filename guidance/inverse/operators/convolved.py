@@ -54,6 +54,12 @@ class Convolution(Operator):
             return torch.where(kept, k.conj() / strength.clamp(min=1e-30), torch.zeros_like(k))
         return self._filter(y, inverse)
 
+    def spectral(self, u, gain):
+        def gains(k):
+            strength, kept = self._kept(k)
+            return gain(torch.where(kept, strength.sqrt(), torch.zeros_like(strength)))
+        return self._filter(u, gains)
+
     def filtered(self, r, prior, noise, like, rounds=0):
         return self._filter(r, lambda k: k.conj() / (prior * k.abs().square() + noise))
 

@@ -26,6 +26,16 @@ def _decomposed(operator, size):
         return torch.linalg.svd(_matrix(operator, size), full_matrices=False)
 
 
+@functools.lru_cache(64)
+def _directions(operator, size):
+    """Its singular values (those that count as 0 are 0), one for each value of the axis, and their directions as columns."""
+    with torch.inference_mode(False):
+        matrix = _matrix(operator, size)
+        values, vectors = torch.linalg.eigh(matrix.mT @ matrix)
+        s = values.clamp(min=0).sqrt()
+        return torch.where(s >= max(operator.cut, 1e-7) * s.max(), s, torch.zeros_like(s)), vectors
+
+
 @frozen
 class Separable(Operator):
     """A u = R u C^T for each channel. `axis(size)` is the matrix of one axis (kept in a cache of both sizes: the dataclass must be hashable)."""
@@ -57,6 +67,10 @@ class Separable(Operator):
         def back(u, s, v):
             return (v.mT * torch.where(s >= max(self.cut, 1e-12) * s[0], 1 / s.clamp(min=1e-30), torch.zeros_like(s))) @ u.mT
         return self._apply(y, *(back(*parts) for parts in self._parts(like.shape[-2:], y)))
+
+    def spectral(self, u, gain):
+        (s, v), (t, q) = ([m.to(u) for m in _directions(self, int(n))] for n in u.shape[-2:])
+        return self._apply(self._apply(u, v.mT, q.mT) * gain(s[:, None] * t[None, :]), v, q)
 
     def filtered(self, r, prior, noise, like, rounds=0):
         (u, s, v), (p, t, q) = self._parts(like.shape[-2:], r)

@@ -22,6 +22,7 @@ class LossProblem:
     flow: bool = False
     percent_to_sigma: Any = None
     title: str = "Loss"
+    branches: Any = None      # (conditional, unconditional) of the last evaluation, for solvers that ask for them
     inward: Any = lambda latent: latent      # brings a LATENT of the graph into the model's space
     gap: Any = None      # gap(): w (D_c - D_u) of the last evaluation, of solvers that say `compares`
     decode = True      # losses may hold decoders: their gradients are taken where networks may update tensors in place

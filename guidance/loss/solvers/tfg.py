@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ from ...method import param, socket
 from .base import LossSolver, rises
 
 SCHEDULES = ("increase", "decrease", "constant")
+PRESETS = {"own values": {},      # other methods as corners: what each sets, the rest stays as it is entered
+           "DPS": {"mu": 0.0, "smoothing": 0.0, "samples": 1, "repeats": 1},
+           "LGD": {"mu": 0.0, "smoothing": 1.0, "smoothing_schedule": "decrease", "samples": 10, "repeats": 1},
+           "FreeDoM": {"mu": 0.0, "smoothing": 0.0, "samples": 1, "repeats": 3},
+           "MPGD": {"rho": 0.0, "smoothing": 0.0, "samples": 1, "iterations": 1, "repeats": 1},
+           "UGD": {"smoothing": 0.0, "samples": 1}}
 
 
 def weights(schedule, sigmas, flow):
@@ -47,7 +54,8 @@ class TrainingFreeGuidance(LossSolver):
 
     rho_t, mu_t: rho, mu times a schedule with mean 1 over the run: alpha_t = abar / abar' rising (increase), 1 - alpha_t (decrease), or constant. x, s: state and level, primes: the next level;
     a = 1 in k-units, 1 - s on flow models.
-    Corners: mu 0, smoothing 0: DPS; mu 0, smoothing 1, several samples: LGD-MC; rho 0, 1 iteration, smoothing 0: MPGD; mu 0, several repeats: FreeDoM.
+    Corners, in the menu `preset`: DPS: mu 0, no smoothing, 1 repeat; LGD: mu 0, smoothing 1 of 10 samples; FreeDoM: mu 0, 3 repeats; MPGD: rho 0, 1 iteration; UGD: no smoothing, both gradients (with the
+    noise of the unchanged estimate). What a preset does not set stays as entered. Training-Free Guidance Search finds rho, mu and smoothing for a task.
 
     Defaults: rho 1, mu 0.25, smoothing 0.01, 1 sample, 4 iterations, 1 repeat, eta 1, schedules increase, increase, decrease (the authors' scripts; rho 0.25 to 4, mu 0.25 to 8 by task). They hold
     for losses of the size of a log-probability. Cost: rho: a backward pass through the active branches; mu: `iterations` gradients of the loss; times the repeats.
@@ -70,6 +78,11 @@ class TrainingFreeGuidance(LossSolver):
     rho_schedule: str = param("increase", "How rho changes over the steps.", choices=SCHEDULES, advanced=True)
     mu_schedule: str = param("increase", "How mu changes over the steps.", choices=SCHEDULES, advanced=True)
     smoothing_schedule: str = param("decrease", "decrease: the smoothing falls with the noise; constant: it stays.", choices=("decrease", "constant"), advanced=True)
+    preset: str = param("own values", "Another method as a special case; it sets some of the values.", choices=tuple(PRESETS), advanced=True)
+
+    def validate(self):
+        super().validate()
+        return replace(self, preset="own values", **PRESETS[self.preset]) if self.preset != "own values" else self
 
     def neutral(self):
         return self.rho == 0 and self.mu == 0
