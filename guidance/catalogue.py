@@ -41,12 +41,16 @@ def _direct(what, make):
 def modules(guard=_direct):
     """The modules of the method families (not of guidance.host, which needs ComfyUI). `guard(what, make)` may survive a faulty one."""
     base = Path(__file__).resolve().parent
-    for family in sorted(p.name for p in base.iterdir() if (p / "__init__.py").is_file() and p.name != "host"):
-        for info in sorted(pkgutil.iter_modules([str(base / family)]), key=lambda i: i.name):
-            name = f"{__package__}.{family}.{info.name}"
-            module = guard(f"guidance/{family}/{info.name}.py", lambda name=name: importlib.import_module(name))
-            if module is not None:
-                yield module
+    for family in sorted(p for p in base.iterdir() if (p / "__init__.py").is_file() and p.name != "host"):
+        for folder in (family, *sorted(p for p in family.iterdir() if (p / "__init__.py").is_file())):
+            place = folder.relative_to(base).parts
+            for info in sorted(pkgutil.iter_modules([str(folder)]), key=lambda i: i.name):
+                if info.ispkg:
+                    continue
+                name = ".".join((__package__, *place, info.name))
+                module = guard("/".join(("guidance", *place, info.name + ".py")), lambda name=name: importlib.import_module(name))
+                if module is not None:
+                    yield module
 
 
 def methods(guard=_direct):

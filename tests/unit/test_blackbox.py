@@ -19,7 +19,7 @@ from lodestar.guidance.method import BadInput
 from lodestar.guidance.particles.steering import ParticleSteering
 from lodestar.tests.toys import a_step
 
-pytestmark = pytest.mark.method(ParticleSteering.node_id)
+pytestmark = pytest.mark.method("LodestarParticleSteering")
 CONTEXT = LossContext()
 
 

@@ -23,7 +23,6 @@ from lodestar.tests.toys import gaussian, mixture
 FLOWS = pytest.mark.parametrize("flow", [False, True], ids=("k", "flow"))
 GUIDANCES = (SDSGuidance, HiFA, DSD, Interval, Trajectory)
 EVERY = pytest.mark.parametrize("cls", [pytest.param(c, marks=pytest.mark.method(c.node_id)) for c in GUIDANCES])
-marked = lambda *classes: pytest.mark.method(*[c.node_id for c in classes])
 
 
 class Toy:
@@ -71,7 +70,7 @@ def pulled(guidance, prior, z, **more):
     return guidance.pull(moment(prior, z, **more)).latent
 
 
-@marked(SDSGuidance)
+@pytest.mark.method("LodestarSDSGuidance")
 @FLOWS
 def test_sds_is_the_noise_residual_and_in_expectation_the_difference_of_scores(flow):
     """W (n^ - n), written out; its mean over noises is W a / s (z - E D(a z + s n)), which a Gaussian gives in closed form."""
@@ -92,7 +91,7 @@ def test_sds_is_the_noise_residual_and_in_expectation_the_difference_of_scores(f
     assert error.abs().max() < 5 * spread and abs(float(error.square().mean().sqrt()) / spread - 1) < 0.35
 
 
-@marked(SDSGuidance, ScoreDistillation)
+@pytest.mark.method("LodestarSDSGuidance", "LodestarScoreDistillation")
 @FLOWS
 def test_sds_ends_at_the_mode_from_every_start_and_spread_is_lost(flow):
     model = gaussian(0.5, 0.3, (2, 4, 4), flow)
@@ -143,7 +142,7 @@ def test_a_delta_prior_at_the_picture_pulls_nowhere(cls):
         assert pulled(made(cls, cfg=4.0), prior, prior.z, index=index).abs().max() < 1e-9
 
 
-@marked(HiFA, SDSGuidance)
+@pytest.mark.method("LodestarHiFAGuidance", "LodestarSDSGuidance")
 @FLOWS
 def test_hifa_of_one_step_is_sds_and_anneals_by_the_root(flow):
     model = mixture(flow)
@@ -164,7 +163,7 @@ def test_hifa_of_one_step_is_sds_and_anneals_by_the_root(flow):
         torch.testing.assert_close(canvas.z, whole.denoised(at, whole.level(at), whole.time(at), 0), atol=1e-5, rtol=1e-5)
 
 
-@marked(HiFA)
+@pytest.mark.method("LodestarHiFAGuidance")
 @FLOWS
 def test_hifa_denoises_further_with_more_steps(flow):
     """Without fresh noise the steps are DDIM's: for a Gaussian the end of the exact flow, mu + sqrt(v / (a^2 v + s^2)) (x - a mu), which one step misses."""
@@ -183,7 +182,7 @@ def test_hifa_denoises_further_with_more_steps(flow):
     assert off[60] < 0.1 < 0.2 < off[1]
 
 
-@marked(HiFA)
+@pytest.mark.method("LodestarHiFAGuidance")
 def test_hifa_pulls_the_picture_too_and_needs_a_vae_for_it():
     with pytest.raises(BadInput, match="HiFA Guidance.*rgb.*VAE"):
         HiFA().validate()
@@ -202,7 +201,7 @@ def test_hifa_pulls_the_picture_too_and_needs_a_vae_for_it():
     assert float((canvas.z.detach() - 0.5).abs().mean()) < 0.6 * before
 
 
-@marked(DSD, SDSGuidance)
+@pytest.mark.method("LodestarDenoisedScoreDistillation", "LodestarSDSGuidance")
 @FLOWS
 def test_dsd_cancels_and_falls_back_to_sds(flow):
     model = mixture(flow)
@@ -228,7 +227,7 @@ def test_dsd_cancels_and_falls_back_to_sds(flow):
     torch.testing.assert_close(pulled(made(DSD, cfg=3.0, bad=object()), prior, z), sds)
 
 
-@marked(DSD)
+@pytest.mark.method("LodestarDenoisedScoreDistillation")
 def test_dsd_remembers_the_picture_before():
     model = mixture()
     prior, memory, guidance = Toy(model), {}, made(DSD, cfg=1.0)
@@ -244,7 +243,7 @@ def test_dsd_remembers_the_picture_before():
     torch.testing.assert_close(found, wanted)
 
 
-@marked(Interval, Trajectory)
+@pytest.mark.method("LodestarIntervalScoreMatching", "LodestarTrajectoryScoreMatching")
 @FLOWS
 def test_matching_of_intervals(flow):
     model = mixture(flow)
@@ -279,7 +278,7 @@ def test_matching_of_intervals(flow):
     torch.testing.assert_close(found, wanted)
 
 
-@marked(Interval)
+@pytest.mark.method("LodestarIntervalScoreMatching")
 @FLOWS
 def test_inversion_goes_back_to_the_picture(flow):
     """A way up of small steps, and the same way down, ends where it began."""
@@ -300,7 +299,7 @@ def test_inversion_goes_back_to_the_picture(flow):
     assert off[1] < 0.4 * off[0]
 
 
-@marked(Interval, Trajectory)
+@pytest.mark.method("LodestarIntervalScoreMatching", "LodestarTrajectoryScoreMatching")
 def test_warm_up_and_cost():
     model = mixture()
     z = clean(model)
@@ -316,7 +315,7 @@ def test_warm_up_and_cost():
     assert names.count("positive") == 1 and 2 <= names.count("negative") <= 1 + 5 + 1 + 1
 
 
-@marked(Hybrid, ScoreDistillation)
+@pytest.mark.method("LodestarHybridDistillation", "LodestarScoreDistillation")
 def test_hybrid_is_the_weighted_sum():
     model = mixture()
     z = clean(model)
@@ -339,7 +338,7 @@ def test_hybrid_is_the_weighted_sum():
         Hybrid(a=a, b=None).validate()
 
 
-@marked(Hybrid)
+@pytest.mark.method("LodestarHybridDistillation")
 def test_an_image_model_sees_the_frames_of_a_video():
     video = torch.arange(2 * 3 * 4 * 2 * 2.0).view(2, 3, 4, 2, 2)
     rows = frames_as_rows(video, 2)
@@ -369,7 +368,7 @@ class To(Loss):
         return (denoised - self.goal).flatten(1).square().mean(1)
 
 
-@marked(ScoreDistillation)
+@pytest.mark.method("LodestarScoreDistillation")
 def test_losses_masks_clips_and_being_off():
     model = gaussian(0.5, 0.3, (2, 4, 4))
     guidance, z = made(SDSGuidance, cfg=1.0, sigmas=torch.tensor([0.5]), weighting=UNIFORM, draws=4), torch.zeros(1, 2, 4, 4)
@@ -403,7 +402,7 @@ def test_losses_masks_clips_and_being_off():
         ScoreDistillation(guidance=guidance, steps=1).run(LatentCanvas(z / 0), [Toy(model)])
 
 
-@marked(SDSGuidance)
+@pytest.mark.method("LodestarSDSGuidance")
 def test_given_levels_are_spread_over_the_iterations_and_noise_belongs_to_numbers():
     prior, z = Toy(mixture()), clean(mixture())
     guidance = made(SDSGuidance, sigmas=torch.tensor([3.0, 2.0, 1.0, 0.0]))
@@ -413,7 +412,7 @@ def test_given_levels_are_spread_over_the_iterations_and_noise_belongs_to_number
     assert 0.2 <= min(times) < 0.24 and 0.36 < max(times) <= 0.4
 
 
-@marked(DistilPictures)
+@pytest.mark.method("LodestarDistilPictures")
 def test_pictures_move_through_the_encoder_within_their_range():
     """encode(u) = (2 u - 1, first channel again): the gradient of u is J^T g."""
     model = gaussian(0.4, 0.3, (4, 4, 4))
@@ -432,7 +431,7 @@ def test_pictures_move_through_the_encoder_within_their_range():
     assert (canvas.u[..., 0] - 0.7).abs().max() < 0.2 and torch.equal(canvas.u[..., 1:], u[..., 1:]) and canvas.entries(2) == (0, 1) and canvas.entries(1) == (0,)
 
 
-@marked(CompositeDistillation)
+@pytest.mark.method("LodestarCompositeDistillation")
 def test_composites_are_drawn_where_they_should_be():
     thing = torch.rand(1, 3, 6, 4, generator=torch.Generator().manual_seed(0))
     one = lambda v: torch.tensor([float(v)])
@@ -449,7 +448,7 @@ def test_composites_are_drawn_where_they_should_be():
     assert (bent[..., 1:] > bent[..., :-1]).all()
 
 
-@marked(CompositeDistillation)
+@pytest.mark.method("LodestarCompositeDistillation")
 def test_a_composite_without_iterations_is_plain_and_its_colour_is_found():
     """The prior's mean is a red field on black: the gain of a gray object is recovered, its place with it."""
     wanted = torch.zeros(3, 12, 12)

@@ -15,7 +15,7 @@ from lodestar.guidance.method import BadInput
 from lodestar.tests.toys import euler, levels, mixture, state
 
 FLOWS = pytest.mark.parametrize("flow", [False, True], ids=("k", "flow"))
-NOISE, TEXT = pytest.mark.method(OptimiseInitialNoise.node_id), pytest.mark.method(OptimiseLatentAndText.node_id)
+NOISE, TEXT = pytest.mark.method("LodestarOptimiseInitialNoise"), pytest.mark.method("LodestarOptimiseLatentAndText")
 PLAIN = lambda checkpoint=False: torch.enable_grad()
 
 

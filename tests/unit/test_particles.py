@@ -152,7 +152,7 @@ def test_a_loss_that_is_constant_leaves_all_alike(name):
 
 # FK steering
 
-@pytest.mark.method(ParticleSteering.node_id)
+@pytest.mark.method("LodestarParticleSteering")
 @pytest.mark.parametrize("potential", POTENTIALS)
 def test_weights_telescope_to_the_last_reward(potential):
     model, x, sigmas = begun(False)
@@ -165,7 +165,7 @@ def test_weights_telescope_to_the_last_reward(potential):
     assert torch.equal(out, run(dataclasses.replace(method, strength=0.0), model, x, sigmas)[0])      # nobody was drawn anew
 
 
-@pytest.mark.method(ParticleSteering.node_id)
+@pytest.mark.method("LodestarParticleSteering")
 def test_strength_nothing_with_best_is_best_of_n_and_drawn_is_by_weight():
     model, x, sigmas = begun(False)
     every, _ = run(ParticleSteering(loss=LOSS, particles=6, strength=0.0, give="all"), model, x, sigmas)
@@ -178,7 +178,7 @@ def test_strength_nothing_with_best_is_best_of_n_and_drawn_is_by_weight():
     torch.testing.assert_close(sharp, wanted)
 
 
-@pytest.mark.method(ParticleSteering.node_id)
+@pytest.mark.method("LodestarParticleSteering")
 def test_weights_are_kept_until_they_resample_and_lines_of_ancestors_are_reported():
     model, x, sigmas = begun(False, batch=1)
     record = Record()
@@ -191,7 +191,7 @@ def test_weights_are_kept_until_they_resample_and_lines_of_ancestors_are_reporte
     assert "drawn anew at steps" in record.words() and plot(record).size == (860, 480) and plot(Record()).size == (860, 480)
 
 
-@pytest.mark.method(ParticleSteering.node_id)
+@pytest.mark.method("LodestarParticleSteering")
 def test_nothing_counts_outside_its_window_and_no_number_is_the_worst():
     model, x, sigmas = begun(False)
     method = ParticleSteering(loss=LOSS, every=1, start_percent=0.5)
@@ -211,7 +211,7 @@ def test_nothing_counts_outside_its_window_and_no_number_is_the_worst():
         run(ParticleSteering(loss=Broken(factor=0.0, watched=None), every=1), lambda x, s: model(x, s) * math.nan, x, sigmas)
 
 
-@pytest.mark.method(ParticleSteering.node_id)
+@pytest.mark.method("LodestarParticleSteering")
 @FLOWS
 def test_particles_follow_the_tilted_gaussian(flow):
     """Prior N(0.3, 0.5): the chain itself gives N(m, v), and with the loss -x at strength 1 its weighted particles N(m + v, v). 4 x 1,000 particles: standard error about 0.015."""
@@ -231,7 +231,7 @@ def test_particles_follow_the_tilted_gaussian(flow):
 
 # SVDD and Free2Guide
 
-@pytest.mark.method(SVDD.node_id)
+@pytest.mark.method("LodestarSVDDSampler")
 @FLOWS
 def test_svdd_follows_the_tilted_gaussian_with_many_candidates(flow):
     """Prior N(0.3, 0.5), value -x, temperature 1: the clean estimate is the soft value up to a constant, so many candidates give N(m + v, v). 800 entries: standard error 0.025."""
@@ -244,7 +244,7 @@ def test_svdd_follows_the_tilted_gaussian_with_many_candidates(flow):
     assert abs(float(out.mean() - chain.mean() - chain.var())) < 0.12 and float(out.var() / chain.var()) == pytest.approx(1.0, abs=0.2)
 
 
-@pytest.mark.method(SVDD.node_id)
+@pytest.mark.method("LodestarSVDDSampler")
 def test_svdd_takes_the_best_reuses_its_estimate_and_counts_as_said():
     model, x, sigmas = begun(False)
     calls = []
@@ -260,7 +260,7 @@ def test_svdd_takes_the_best_reuses_its_estimate_and_counts_as_said():
     assert torch.equal(least(torch.tensor([[1.0, 2.0], [0.5, 2.0], [0.5, 1.0]])), torch.tensor([1, 2]))
 
 
-@pytest.mark.method(Free2Guide.node_id)
+@pytest.mark.method("LodestarFree2Guide")
 def test_judges_together():
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(6, 3, generator=g, dtype=torch.float64), torch.randn(6, 3, generator=g, dtype=torch.float64)
@@ -273,7 +273,7 @@ def test_judges_together():
     assert together(torch.tensor([[1.0], [1.0], [2.0]]), torch.zeros(3, 1), "consensus", 0.5)[:, 0].tolist() == [1.0 + 1.5, 1.0 + 1.5, 2.5 + 1.5]
 
 
-@pytest.mark.method(Free2Guide.node_id)
+@pytest.mark.method("LodestarFree2Guide")
 def test_free2guide_chooses_the_noise_first_then_a_few_steps_and_sees_key_frames():
     model, x, sigmas = begun(False)
     record, calls = Record(), []
@@ -291,7 +291,7 @@ def test_free2guide_chooses_the_noise_first_then_a_few_steps_and_sees_key_frames
 
 # ensemble Kalman guidance
 
-@pytest.mark.method(EnsembleKalmanGuidance.node_id)
+@pytest.mark.method("LodestarEnsembleKalmanGuidance")
 def test_kalman_moves_stay_in_the_span_descend_and_do_not_see_the_measurements_axes():
     g = torch.Generator().manual_seed(0)
     x, a, y = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((5, 12), (7, 12), (7,)))
@@ -308,7 +308,7 @@ def test_kalman_moves_stay_in_the_span_descend_and_do_not_see_the_measurements_a
     assert torch.equal(move(x, torch.ones(5, 7, dtype=torch.float64), 0.3), x)      # nothing varies: nothing to go by
 
 
-@pytest.mark.method(EnsembleKalmanGuidance.node_id)
+@pytest.mark.method("LodestarEnsembleKalmanGuidance")
 @FLOWS
 def test_kalman_off_is_euler_entries_are_apart_and_the_misfit_falls(flow):
     model, x, sigmas = begun(flow, batch=2, steps=12, shape=(1, 3, 3))
@@ -329,7 +329,7 @@ def test_kalman_off_is_euler_entries_are_apart_and_the_misfit_falls(flow):
     assert bool(torch.isfinite(deeper).all()) and not torch.equal(deeper, out)
 
 
-@pytest.mark.method(EnsembleKalmanGuidance.node_id)
+@pytest.mark.method("LodestarEnsembleKalmanGuidance")
 def test_kalman_takes_operators_without_gradient():
     model, x, sigmas = begun(False, batch=1, steps=20, shape=(3, 4, 4))
     operator = Quantisation(levels=3)
@@ -345,7 +345,7 @@ def mixed(flow, shape=(2, 3, 3)):
     return (lambda x, s: {"positive": base(x, s, (0,)), "negative": base(x, s), "second": base(x, s, (1,))}), base
 
 
-@pytest.mark.method(FeynmanKacCorrector.node_id)
+@pytest.mark.method("LodestarFeynmanKacCorrector")
 @FLOWS
 def test_the_rates_are_the_papers(flow):
     parts, base = mixed(flow)
@@ -365,7 +365,7 @@ def test_the_rates_are_the_papers(flow):
     torch.testing.assert_close((x - s * n) / a, found["negative"] + 3 * (found["positive"] - found["negative"]))
 
 
-@pytest.mark.method(FeynmanKacCorrector.node_id)
+@pytest.mark.method("LodestarFeynmanKacCorrector")
 @FLOWS
 def test_one_particle_is_cfg_and_a_product_with_itself_is_a_power(flow):
     parts, base = mixed(flow)
@@ -385,7 +385,7 @@ def test_one_particle_is_cfg_and_a_product_with_itself_is_a_power(flow):
     assert product.exponents == {"positive": 1.0, "second": 1.0} and power.exponents == {"positive": 2.0}
 
 
-@pytest.mark.method(FeynmanKacCorrector.node_id)
+@pytest.mark.method("LodestarFeynmanKacCorrector")
 @FLOWS
 def test_corrector_keeps_entries_apart_and_equal_predictions_weigh_alike(flow):
     parts, base = mixed(flow)
@@ -399,7 +399,7 @@ def test_corrector_keeps_entries_apart_and_equal_predictions_weigh_alike(flow):
     assert len(record.rows) == 8 and all(r["ess"] == pytest.approx([5, 5]) and r["ancestors"] is None for r in record.rows)
 
 
-@pytest.mark.method(FeynmanKacCorrector.node_id)
+@pytest.mark.method("LodestarFeynmanKacCorrector")
 @FLOWS
 def test_corrector_samples_the_power_and_the_quotient_where_cfg_does_not(flow):
     """Positive N(0.6, 0.4), negative N(0, 0.6) at guidance 2: N(1.5, 0.3) x const by precisions 2/0.4 - 1/0.6 = 10/3, mean 2 x 0.6/0.4 / (10/3) = 0.9. Power 2 of N(0.6, 0.4): N(0.6, 0.2).
@@ -415,7 +415,7 @@ def test_corrector_samples_the_power_and_the_quotient_where_cfg_does_not(flow):
         assert got == pytest.approx(mean, abs=0.09) and float((w * (out - got).square()).sum()) == pytest.approx(variance, abs=0.07), values
 
 
-@pytest.mark.method(FeynmanKacCorrector.node_id)
+@pytest.mark.method("LodestarFeynmanKacCorrector")
 def test_exponents_that_are_no_distribution_are_refused():
     both = FeynmanKacCorrector(second="a prompt", guidance=3.0, second_power=2.0, composed=True).validate().exponents
     assert both == {"positive": 3.0, "negative": -4.0, "second": 2.0}
@@ -431,7 +431,7 @@ def test_a_point_of_the_swarm_has_the_steps_levels():
     assert torch.equal(swarm.entries(torch.arange(6.0)[:, None])[:, 0], torch.tensor([0.0, 2, 4, 1, 3, 5]))
 
 
-@pytest.mark.method(ParticleSteering.node_id)
+@pytest.mark.method("LodestarParticleSteering")
 def test_convergence_bench_has_truths_and_slopes():
     from lodestar.bench import particles as bench
     g = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from lodestar.guidance.method import BadInput
 from lodestar.guidance.rules.value_constraint import ValueConstraint
 from lodestar.tests.toys import a_step, euler, levels, mixture, state
 
-pytestmark = pytest.mark.method(ValueConstraint.node_id)
+pytestmark = pytest.mark.method("LodestarValueConstraint")
 FLOWS = pytest.mark.parametrize("flow", [False, True], ids=("k", "flow"))
 GENERATOR = torch.Generator().manual_seed(0)
 FACTORS, BIAS = torch.randn(4, 3, generator=GENERATOR), torch.tensor([0.1, -0.2, 0.0])
