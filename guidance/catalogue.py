@@ -58,7 +58,7 @@ def methods(guard=_direct):
     found = {}
     for module in modules(guard):
         for cls in vars(module).values():
-            if inspect.isclass(cls) and issubclass(cls, Method) and cls.node_id and cls.__module__ == module.__name__:
+            if inspect.isclass(cls) and issubclass(cls, Method) and cls.node_id and cls.paper and cls.__module__ == module.__name__:      # operators are parts: they have no paper
                 other = found.setdefault(cls.node_id, cls)
                 if other is not cls:
                     raise ValueError(f"{cls.__name__} and {other.__name__} have the same node id {cls.node_id}")

@@ -7,6 +7,7 @@ import torch
 from lodestar.bench import costs, pairs, plan, references, stats, store, subject
 from lodestar.demo import measure, scenes
 from lodestar.demo.reader import ShapeScore
+from lodestar.guidance.distillation.distil import Distiller
 
 
 def test_frechet_distance_of_gaussians_is_the_closed_form():
@@ -73,7 +74,10 @@ def test_every_method_of_the_table_exists_and_validates():
                 assert used.cls.node_id.startswith("Lodestar")
                 latent = {"samples": torch.zeros(1, 16, 16, 16)}
                 made = {"$reference": latent, "$outlines": latent, "$letters": "ox", "$reader": ShapeScore()}      # what a method cannot do without
-                used.cls(**{k: made.get(v, v) if isinstance(v, str) else v for k, v in used.values if not (isinstance(v, str) and v.startswith("$") and v not in made)}).validate()
+                values = {k: made.get(v, v) if isinstance(v, str) else v for k, v in used.values if not (isinstance(v, str) and v.startswith("$") and v not in made)}
+                if issubclass(used.cls, Distiller):
+                    values["guidance"] = setup.methods[0].cls()
+                used.cls(**values).validate()
         assert entry.comparisons and node_id.startswith("Lodestar")
 
 

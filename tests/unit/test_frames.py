@@ -24,7 +24,7 @@ from lodestar.tests.toys import euler, gaussian, mixture, state
 from lodestar.tests.toys import levels as schedule
 
 FLOWS = pytest.mark.parametrize("flow", [False, True], ids=("k", "flow"))
-FRAME, REFERENCE, OBSERVED = (pytest.mark.method(c.node_id) for c in (FrameGuidance, ReferenceSequenceGuidance, ObservationSelfGuidance))
+FRAME, REFERENCE, OBSERVED = pytest.mark.method("LodestarFrameGuidance"), pytest.mark.method("LodestarReferenceSequenceGuidance"), pytest.mark.method("LodestarObservationSelfGuidance")
 RATIO = 4
 
 

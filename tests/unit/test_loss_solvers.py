@@ -82,7 +82,7 @@ def test_a_loss_without_gradient_is_refused(name):
         dataclasses.replace(ALL[name], loss=Blind()).problem(None, False)
 
 
-@pytest.mark.method(TFG.node_id)
+@pytest.mark.method("LodestarTrainingFreeGuidance")
 @FLOWS
 def test_tfg_is_its_formula(flow):
     """One step written out with the exact Jacobian of a Gaussian prior."""
@@ -100,7 +100,7 @@ def test_tfg_is_its_formula(flow):
     torch.testing.assert_close(moved, wanted)
 
 
-@pytest.mark.method(TFG.node_id)
+@pytest.mark.method("LodestarTrainingFreeGuidance")
 def test_tfg_smoothing_schedules_and_corners():
     z, draws = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), iter(torch.randn(8, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
     loss = lambda t: Quadratic().value(t, None)
@@ -120,7 +120,7 @@ def test_tfg_smoothing_schedules_and_corners():
     torch.testing.assert_close(reached, torch.ones_like(reached))
 
 
-@pytest.mark.method(UGD.node_id)
+@pytest.mark.method("LodestarUniversalGuidanceSampler")
 @FLOWS
 def test_universal_forward_is_the_score_and_backward_goes_to_the_least(flow):
     model, x, sigmas = start(flow, model=gaussian(shape=(3, 4, 4), flow=flow))
@@ -137,7 +137,7 @@ def test_universal_forward_is_the_score_and_backward_goes_to_the_least(flow):
     assert torch.equal(stays, x)
 
 
-@pytest.mark.method(UGD.node_id)
+@pytest.mark.method("LodestarUniversalGuidanceSampler")
 def test_universal_forward_with_the_exact_likelihood_gives_the_posterior():
     """Gaussian prior N(0, 1), y = x0 + 0.5 n = 1, the loss -log N(y; D, 0.25 + Var(x0 | x)): at scale 1 the sampler gives the posterior, mean 0.8 and deviation 0.447; 2,000 samples, a
     standard error of 0.01."""
@@ -155,7 +155,7 @@ def test_universal_forward_with_the_exact_likelihood_gives_the_posterior():
     assert abs(float(out.mean()) - 0.8) < 0.04 and abs(float(out.std()) - 0.447) < 0.03
 
 
-@pytest.mark.method(GeoGuide.node_id)
+@pytest.mark.method("LodestarGeoGuide")
 @FLOWS
 def test_geoguide_moves_by_a_constant_length_whatever_the_losss_factor(flow):
     model, x, sigmas = start(flow)
@@ -169,7 +169,7 @@ def test_geoguide_moves_by_a_constant_length_whatever_the_losss_factor(flow):
         torch.testing.assert_close(shift, torch.full_like(shift, wanted))
 
 
-@pytest.mark.method(Dreamguider.node_id)
+@pytest.mark.method("LodestarDreamguider")
 @FLOWS
 def test_dreamguider_does_not_depend_on_the_losss_factor_and_needs_no_backward(flow):
     model, x, sigmas = start(flow, steps=8)

@@ -17,7 +17,7 @@ from lodestar.nodes.motion import _estimate, _from_mask, _show
 from lodestar.tests.toys import euler, gaussian, mixture, state
 from lodestar.tests.toys import levels as schedule
 
-pytestmark = pytest.mark.method(MotionGuidance.node_id)
+pytestmark = pytest.mark.method("LodestarMotionGuidance")
 FLOWS = pytest.mark.parametrize("flow", [False, True], ids=("k", "flow"))
 
 

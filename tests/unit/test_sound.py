@@ -19,7 +19,7 @@ from lodestar.nodes.sound import _context, _made
 from lodestar.tests.toys import euler, gaussian, mixture, state
 from lodestar.tests.toys import levels as schedule
 
-pytestmark = pytest.mark.method(SoundGuidance.node_id)
+pytestmark = pytest.mark.method("LodestarSoundGuidance")
 FLOWS = pytest.mark.parametrize("flow", [False, True], ids=("k", "flow"))
 
 
