@@ -35,6 +35,7 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, function, skeleton, *tensors):
         ctx.function, ctx.skeleton = function, skeleton
+        function.contexts.append(ctx)
         ctx.save_for_backward(*tensors)
         ctx.wanted = [t.requires_grad for t in tensors]
         with torch.no_grad():
@@ -52,8 +53,8 @@ class _Recompute(torch.autograd.Function):
         return None, None, *[next(found) if w else None for w in ctx.wanted]
 
 
-def recomputing(forward):
-    """The forward of a module that keeps no activations; `recomputes` is the one within."""
+def recomputing(forward, contexts):
+    """The forward of a module that keeps no activations; `recomputes` is the one within. What the backward needs is listed in `contexts`."""
     def run(*args, **kwargs):
         names = list(kwargs)
         values = [*args, *kwargs.values()]
@@ -69,20 +70,23 @@ def recomputing(forward):
 
         def call(*filled):
             return forward(*filled[:len(args)], **dict(zip(names, filled[len(args):])))
+        call.contexts = contexts
         return _Recompute.apply(call, skeleton, *[values[i] for i in places])
-    run.recomputes = forward
+    run.recomputes, run.contexts = forward, contexts
     return run
 
 
 @contextlib.contextmanager
 def recomputed(network):
-    """Within it, the network's blocks keep no activations; their own forward is back afterwards."""
-    modules = checkpoint_modules(network)
+    """Within it, the network's blocks keep no activations; their own forward is back afterwards, and no backward is possible any more."""
+    modules, contexts = checkpoint_modules(network), []
     try:
         for module in modules:
-            module.forward = recomputing(module.forward)
+            module.forward = recomputing(module.forward, contexts)
         yield
     finally:
+        for ctx in contexts:      # their functions hold the options of the call, which lead back to the graph: no garbage collection would ever free it
+            ctx.function = ctx.skeleton = None
         for module in modules:
             module.__dict__.pop("forward", None)
 

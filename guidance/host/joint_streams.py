@@ -187,7 +187,7 @@ def _forward(call, edit, blocks, inner, joined):
         finally:
             for at, earlier in reversed(touched):
                 _back(at, earlier)
-    return eager(recomputing(run) if again is not None else run, inner=True)
+    return eager(recomputing(run, inner.contexts) if again is not None else run, inner=True)
 
 
 def _rows(joined, size, device):

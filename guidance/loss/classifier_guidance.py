@@ -37,7 +37,7 @@ class ClassifierGuidance(NoisySteer):
         super().validate()
         parts = len(self.label.replace(",", " ").split())
         wanted = numbers(self.label, max(1, parts), self.title, "label")
-        if bool((wanted != wanted.round()).any()) or float(wanted.min()) < 0 or float(wanted.max()) >= self.classifier.classes:
+        if self.classifier is not None and (bool((wanted != wanted.round()).any()) or float(wanted.min()) < 0 or float(wanted.max()) >= self.classifier.classes):
             raise BadInput(self.title, "label", self.label, f"The classifier knows the classes 0 to {self.classifier.classes - 1}.")
         return self
 

@@ -18,13 +18,10 @@ _SAME = {slug(m.title) for m in methods().values() if m.family in SAME} - set(AS
 API = [pytest.param(p, marks=pytest.mark.newest if p.stem in _SAME or p.stem.endswith(("_operator", "_loss")) else (), id=p.stem) for p in sorted((ROOT / WORKFLOWS / "api").glob("*.json"))]
 QUICK = 4
 REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI"} | {name: "December 2024" for name in (      # what the host from PyPI cannot do, and says so
-    "corrfill", "feature_correspondence_guidance", "glyph_adaptive_attention", "depth_guided_attention_injection", "attend_and_excite", "boxdiff", "layout_guidance",
-    "scribble_guidance", "self_guidance", "ctrl_x", "mutual_self_attention", "reference_attention", "stylealigned", "upsample_guidance", "diffusion_posterior_sampling", "loss_guided_diffusion",
-    "latent_posterior_sampling", "pseudoinverse_guided_diffusion", "resample", "training_free_guidance", "universal_guidance_sampler", "geoguide", "unicon")}
-REFUSED_BY_PYPI |= {name: "December 2024" for name in ("optimise_initial_noise", "optimise_latent_and_text")}
-REFUSED_BY_PYPI |= dict.fromkeys(("diffusion_driven_adaptation", "tractable_steering", "blind_posterior_sampling", "freedom", "semantic_gradient_guidance"), "December 2024")
+    "corrfill", "feature_correspondence_guidance", "glyph_adaptive_attention", "depth_guided_attention_injection", "attend_and_excite", "boxdiff",
+    "layout_guidance", "scribble_guidance", "ctrl_x", "mutual_self_attention", "reference_attention", "stylealigned", "upsample_guidance",
+    "diffusion_posterior_sampling", "training_free_guidance", "unicon")}
 REFUSED_BY_UNET = {"easycontrol": "need a network of the Flux type"}      # where the node says so
-REFUSED_BY_PYPI |= dict.fromkeys(("motion_guidance", "frame_guidance", "reference_sequence_guidance", "observation_self_guidance", "sound_guidance"), "December 2024")
 SIZES = {"lodestar/side_by_side_canvas": (256, 128)}      # pictures that are larger than the latent that the example begins with
 # a weaker model made by a node for U-Nets; skip connections; cross-attention
 ONLY_UNET = ("model_pair_guidance", "freeu", "pladis", "decoupled_prompt", "adapter_attention_shaping", "directed_diffusion", "negative_away_steer_attention",
