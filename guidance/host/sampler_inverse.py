@@ -4,7 +4,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.samplers
 import torch
 from tqdm.auto import tqdm
@@ -32,17 +31,12 @@ def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=Non
     if solver.backward and not solver.neutral() and not wrappers():
         raise BadInput(solver.title, "ComfyUI", "this version", "It needs gradients through the network, which this host cannot give; use a ComfyUI of December 2024 or newer, or a solver "
                        f"without them ({WITHOUT_LOSS if isinstance(solver, LossSolver) else WITHOUT}).")
-    flow, seen = is_flow(base.model_sampling), {}
-    if solver.compares:
-
-        def watch(args):
-            seen["gap"] = args["cond_scale"] * (args["cond_denoised"] - args["uncond_denoised"]).detach() if args["uncond_denoised"] is not None else None
-            return args["denoised"]
-        options = dict(extra_args.get("model_options", {}))
-        extra_args["model_options"] = comfy.model_patcher.set_model_options_post_cfg_function(options, watch)
+    flow = is_flow(base.model_sampling)
     problem = _problem(solver, base, x, sigmas, flow)
     if isinstance(solver, LossSolver):
-        problem.inward, problem.gap = base.latent_format.process_in, lambda: seen.get("gap")
+        problem.inward = base.latent_format.process_in
+    if solver.compares:
+        extra_args["model_options"] = _compared(extra_args.get("model_options", {}), problem)
     scale = getattr(base.model_sampling, "noise_scale", 1.0) if flow else 1.0
     own = noise_source(x, extra_args.get("seed"))
     position = [0]
@@ -55,8 +49,6 @@ def sample_inverse(model, x, sigmas, extra_args=None, callback=None, disable=Non
         comfy.model_management.throw_exception_if_processing_interrupted()
         return model(x, sigma, **extra_args)
 
-    if getattr(solver, "branches", False):
-        extra_args["model_options"] = _watched(extra_args.get("model_options", {}), problem)
     session = extra_args.get("model_options", {}).get(SESSION)
     context = HostContext(SimpleNamespace(model=base, peers=getattr(session, "peers", {})))
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
@@ -86,11 +78,11 @@ def _problem(solver, base, x, sigmas, flow):
     return problem
 
 
-def _watched(options, problem):
-    """Model options under which each evaluation leaves its two branches in `problem.branches`: (conditional, unconditional), or None where one was not evaluated."""
+def _compared(options, problem):
+    """Model options under which each evaluation leaves w (D_c - D_u) in `problem.gap`, or None where the negative prompt was not evaluated."""
     def note(args):
-        both = args["cond_denoised"], args["uncond_denoised"]
-        problem.branches = None if args["uncond"] is None or both[1] is None else tuple(t.detach() for t in both)
+        apart = args["uncond"] is not None and args["uncond_denoised"] is not None
+        problem.gap = args["cond_scale"] * (args["cond_denoised"] - args["uncond_denoised"]).detach() if apart else None
         return args["denoised"]
     return {**options, "sampler_post_cfg_function": [note, *options.get("sampler_post_cfg_function", [])]}
 

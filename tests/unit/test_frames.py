@@ -162,7 +162,7 @@ def point(model, x, sigmas, i, flow, problem):
     return at(model, x, sigmas, i, problem, flow, noise_source(x, 0), lambda checkpoint=False: torch.enable_grad())
 
 
-GAP = lambda x: (lambda: torch.full_like(x, 0.01))
+GAP = lambda x: torch.full_like(x, 0.01)
 ALL = {"frame": (FrameGuidance(loss=Quadratic(), rate=0.2), {"rounds": 0}, FRAME), "reference": (ReferenceSequenceGuidance(loss=Quadratic(), rho=0.5), {"rho": 0.0, "eta": 0.0}, REFERENCE),
        "observed": (ObservationSelfGuidance(loss=Quadratic(), scale=0.5, form="DDIM"), {"scale": 0.0}, OBSERVED)}
 
@@ -221,7 +221,7 @@ def test_the_move_is_a_share_of_the_prompts(flow):
     for factor in (1.0, 40.0):
         method = ReferenceSequenceGuidance(loss=Quadratic(factor), rho=0.2, eta=0.0)
         problem = method.problem(sigmas, flow)
-        problem.gap = lambda: gap
+        problem.gap = gap
         p = point(model, x, sigmas, 2, flow, problem)
         found.append(method.advance(p))
         d = p.predict()

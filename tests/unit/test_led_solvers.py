@@ -83,8 +83,8 @@ def test_freedom_by_hand():
     point = lambda: at(model, x, sigmas, 0, problem, False, noise_source(x, 0), lambda checkpoint=False: torch.enable_grad())
     rms = lambda v: v.square().mean((1, 2, 3)).sqrt()
     step = plain + t / s * (x - plain)
-    for branches, size in (((plain, plain - apart), rms(apart / s)), (None, 0.1 * rms((x - plain) / s))):
-        problem.branches = branches
+    for gap, size in ((apart, rms(apart / s)), (None, 0.1 * rms((x - plain) / s))):
+        problem.gap = gap
         moved = (method.led(point(), problem.at(point())) - step) / math.sqrt(1 + t * t)
         torch.testing.assert_close(rms(moved), 0.3 * size)
     assert [FreeDoM(loss=Pull()).times(i, 10) for i in range(10)] == [1, 1, 1, 3, 3, 3, 1, 1, 1, 1]

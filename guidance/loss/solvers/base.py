@@ -22,9 +22,8 @@ class LossProblem:
     flow: bool = False
     percent_to_sigma: Any = None
     title: str = "Loss"
-    branches: Any = None      # (conditional, unconditional) of the last evaluation, for solvers that ask for them
     inward: Any = lambda latent: latent      # brings a LATENT of the graph into the model's space
-    gap: Any = None      # gap(): w (D_c - D_u) of the last evaluation, of solvers that say `compares`
+    gap: Any = None      # w (D_c - D_u) of the last evaluation, where there were both, for solvers that say `compares`
     decode = True      # losses may hold decoders: their gradients are taken where networks may update tensors in place
 
     def step(self, point):
@@ -36,6 +35,11 @@ class LossProblem:
         if self.percent_to_sigma is not None and not self.loss.active(step):
             return None
         return lambda denoised: self.loss.value(denoised, LossContext(step))
+
+
+def rms(t):
+    """Root mean square per sample, shaped to broadcast."""
+    return t.float().square().mean(tuple(range(1, t.ndim)), keepdim=True).sqrt().to(t)
 
 
 def rises(sigmas, flow):

@@ -8,7 +8,7 @@ from ...frozen import frozen
 from ...gradients import normalised
 from ...inverse import levels
 from ...method import param, socket
-from .base import LossSolver
+from .base import LossSolver, rms
 
 FORMS = ("guidance", "signal")
 WITHOUT_GUIDANCE = 0.1      # of the noise's own size, where there is no difference of two prompts to go by
@@ -36,7 +36,7 @@ class FreeDoM(LossSolver):
     paper = "Yu et al., FreeDoM: Training-Free Energy-Guided Conditional Diffusion Model, arXiv 2303.09833"
     aliases = ("energy guidance", "time travel")
     evaluations = "0 (backward pass through the active branches: about 2 more; times the repeats)"
-    branches = True      # asks for the two predictions of CFG
+    compares = True
 
     loss: Any = socket("LODESTAR_LOSS", "What to minimise.")
     scale: float = param(0.2, "Length of the moves: as a share of CFG's own, or (form signal) a factor of the gradient; 0 switches it off.", 0.0, 1e5, 0.05)
@@ -65,10 +65,7 @@ class FreeDoM(LossSolver):
 
     def measure(self, point, denoised):
         """w rms(n_c - n_u) per sample, shaped to broadcast."""
-        rms = lambda t: t.float().square().mean(tuple(range(1, t.ndim)), keepdim=True).sqrt().to(t)
-        both = point.problem.branches
-        if both is None or both[0].shape != denoised.shape:
+        gap = point.problem.gap
+        if gap is None or gap.shape != denoised.shape:
             return WITHOUT_GUIDANCE * rms(point.noise_of(denoised))
-        conditional, unconditional = (t.to(denoised) for t in both)
-        # the guided prediction is u + w (c - u): its distance from u is w (c - u)
-        return rms(denoised - unconditional) * point.a / point.s
+        return rms(gap.to(denoised)) * point.a / point.s

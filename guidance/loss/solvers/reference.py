@@ -10,7 +10,7 @@ from ...gradients import normalised, plain_context
 from ...inverse import levels
 from ...method import param, socket
 from ..base import LossContext
-from .base import LossSolver
+from .base import LossSolver, rms
 
 
 def frame_by_frame(part, denoised, count):
@@ -79,7 +79,5 @@ class ReferenceSequenceGuidance(LossSolver):
 
     def _guided(self, point):
         """w rms(D_c - D_u) of the last evaluation, per sample."""
-        gap = point.problem.gap() if point.problem.gap is not None else None
-        if gap is None:
-            return torch.zeros_like(point.x[(slice(None), *[slice(0, 1)] * (point.x.ndim - 1))])
-        return gap.float().square().mean(tuple(range(1, gap.ndim)), keepdim=True).sqrt().to(point.x)
+        gap = point.problem.gap
+        return torch.zeros_like(point.x[(slice(None), *[slice(0, 1)] * (point.x.ndim - 1))]) if gap is None else rms(gap).to(point.x)
