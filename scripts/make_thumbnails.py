@@ -82,6 +82,6 @@ def main(arguments=None):
                 picture(client, graphs[n]).save(folder / f"{n}.jpg", quality=QUALITY)
                 print(f"{n}.jpg", flush=True)
     for left in folder.glob("*.jpg"):
-        if left.stem not in graphs:
+        if not (folder / "api" / f"{left.stem}.json").is_file():      # looked up now: an example may have come meanwhile
             left.unlink()
     return 0
