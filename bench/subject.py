@@ -237,6 +237,10 @@ class Subject:
         from ..guidance.host import sampler_cfgpp, sampler_inverse
         from ..guidance.inverse.solver import Solver
         method = self.build(setup.sampler, batch)
+        if method.family == "particles":
+            from ..guidance.host import sampler_particles
+            from ..guidance.particles.swarm import Record
+            return sampler_particles.sampler(method.recording(Record()))
         return (sampler_inverse if isinstance(method, Solver) else sampler_cfgpp).sampler(method)
 
     def sigmas(self, steps):
