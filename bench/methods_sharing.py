@@ -58,4 +58,7 @@ ENTRIES = (
                     (Claim("clipped", "lower"), Claim("std_ratio", "lower"), Claim("accuracy", "not lower", 0.1)), CAPTION_METRICS, "rescale")),
         (Cost("Decoupled Guidance, a = b", methods=(use(DECOUPLED, text_free="$empty", adapter="4", text="4", rescale=0.0),), limit=1.02),
          Cost("Decoupled Guidance", methods=(use(DECOUPLED, text_free="$empty", adapter="1", text="4"),), limit=1.55))),
+    Entry(
+        "LodestarSideBySideCanvas",
+        (Comparison(Setup("Side-by-Side Canvas", 4.0, prompts="styled", task="beside"), Setup("CFG, w = 4, no reference", 4.0, prompts="styled"), _KEEPS, (*_AGREEING, *_COUNTS)),)),
 )

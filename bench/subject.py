@@ -278,6 +278,8 @@ class Subject:
                 out = pairs.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in ("distil", "composite"):
                 out = getattr(distilled, setup.task)(self, setup, batch, positive, negative, steps)
+            elif setup.task == "beside":
+                out = self._beside(setup, batch, positive, negative, steps)
             else:
                 noise = torch.cat([c.noise(setup.size) for c in batch for _ in range(2 if c.source else 1)])
                 guider = comfy.samplers.CFGGuider(self.guided(setup, batch))
@@ -291,6 +293,22 @@ class Subject:
         if batch[0].source:      # the edited pictures, and behind their channels those that they were made from
             out = torch.cat((out[1::2], out[0::2]), 1)
         return out.float().cpu(), rows[0] / len(batch), seconds
+
+    def _beside(self, setup, batch, positive, negative, steps):
+        """Latents of the pictures that were painted beside their references on one canvas (Side-by-Side Canvas)."""
+        import comfy.samplers
+
+        from ..guidance.attention.side_by_side import target_part
+        known = self.rendered([references.reference_of(c, True) for c in batch])
+        target = torch.cat([c.noise() for c in batch])
+        canvas, noise = torch.cat((known, torch.zeros_like(known)), -1), torch.cat((torch.cat([replace(c, seed=c.seed + 500).noise() for c in batch]), target), -1)
+        painted = torch.cat((torch.zeros_like(known[:, :1]), torch.ones_like(known[:, :1])), -1)
+        guider = comfy.samplers.CFGGuider(self.guided(setup, batch))
+        guider.set_conds(positive, negative)
+        guider.set_cfg(setup.cfg)
+        out = guider.sample(noise, canvas, self.sampler(setup, batch), self.sigmas(steps), denoise_mask=painted, disable_pbar=True, seed=batch[0].seed)
+        rows, columns = target_part("left", *out.shape[-2:])
+        return out[..., rows, columns]
 
     def _round_trip(self, setup, batch, positive, steps):
         """The pictures' latents after inversion and replay."""
