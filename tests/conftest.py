@@ -56,9 +56,9 @@ def pytest_configure():
 
 
 # What ./scripts/test asks of a host (LODESTAR_HOST_PLACE). The newest: everything. The others: not what is marked `newest` (costly, and the hosts do not differ
-# in it) and not NEWEST (methods on further networks; test_architectures.py is asked of all); those between the newest and the oldest: these files alone, which tell whether the engine works there.
+# in it) and not NEWEST (methods on further networks, what stands on loops that other tests ask of all; test_architectures.py is asked of all); those between the newest and the oldest: these files alone, which tell whether the engine works there.
 NEWEST = ("test_correspondence_architectures.py", "test_further_architectures.py", "test_perturbation_families.py", "test_regions_architectures.py",
-          "test_sharing_architectures.py")
+          "test_sharing_architectures.py", "test_encoder_losses_host.py", "test_frames_host.py", "test_optimise_host.py", "test_restoring_host.py")
 BETWEEN = ("test_boot.py", "test_engine.py", "test_nodes_host.py", "test_prompts_host.py", "test_together.py")
 
 
