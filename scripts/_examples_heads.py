@@ -52,13 +52,13 @@ def _classified(definitions, definition, name):
 
 
 def _trained(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: {definition.description} Here it learns red circles against blue ones from the model's own samples, and makes the circle of a prompt that names no colour blue. "
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Here it learns red circles against blue ones from the model's own samples, and leads the circle of a prompt that names no colour towards blue: a part of it turns from yellow to green, and no more, since twelve pictures are few. "
                   "Above with Classifier Guidance, below without.", prompt="a large circle")
     g = scene.graph
     examples = _labelled(scene, (_many(scene, "a large red circle"), "0"), (_many(scene, "a large blue circle"), "1"))
     classifier = g.add(definition.node_id, model=scene.model, examples=examples, steps=80, batch=12)[0]
     g.add("LodestarSaveNoiseAwareClassifier", classifier=classifier, prefix="lodestar/red_or_blue")
-    return _both(scene, definitions["LodestarClassifierGuidance"], name, classifier, label="1", scale=4.0, cfg=1.0)
+    return _both(scene, definitions["LodestarClassifierGuidance"], name, classifier, label="1", scale=30.0, cfg=1.0)
 
 
 def _rare(definitions, definition, name):
