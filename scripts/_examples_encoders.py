@@ -39,7 +39,7 @@ def _loss(given, note, prompt=TWO, scale=1.0, seed=SEED, cfg=4.0):
 
 
 def _text(scene, name):
-    return {"clip_vision": _vision(scene), "clip": scene.clip, "text": "a red circle and a blue square"}
+    return {"clip_vision": _vision(scene), "clip": scene.clip, "text": "a red circle"}
 
 
 def _image(scene, name):
@@ -60,7 +60,7 @@ def _features(scene, name):
 
 
 def _classes(scene, name):
-    return {"classifier": _network(scene), "classes": "red circle"}
+    return {"classifier": _network(scene, "bundled: kinds, for the demo scene encoder", "Kinds"), "clip_vision": _vision(scene), "classes": "red circle"}
 
 
 def _cells(scene, name):
@@ -78,12 +78,12 @@ def _semantic(scene, name):
 
 
 OWN = {
-    "LodestarCLIPTextLoss": _loss(_text, "The prompt names shapes, the loss colours as well."),
+    "LodestarCLIPTextLoss": _loss(_text, "The prompt says a circle, the loss's text a red circle.", "a circle", seed=23, cfg=2.0),
     "LodestarCLIPImageLoss": _loss(_image, "The prompt says nothing of the given picture's colours.", "a triangle"),
     "LodestarExemplarLoss": _loss(_exemplars, "The colours are those of the good example."),
     "LodestarStyleLoss": _loss(_style, "The prompt names a shape, the style picture has the colours and the ground.", "a large circle"),
     "LodestarFeatureLoss": _loss(_features, "The prompt is empty; what is where comes from the given picture.", ""),
-    "LodestarClassifierLoss": _loss(_classes, "The prompt says circle, the class is red circle.", "a large circle"),
+    "LodestarClassifierLoss": _loss(_classes, "The prompt says a circle, the class is red circle.", "a circle", seed=23, cfg=2.0),
     "LodestarSegmentationLoss": _loss(_cells, "The red thing is to be on the right.", "a red circle and a blue square"),
     "LodestarPreferenceLoss": _loss(_taste, "The bundled taste likes warm colours."),
     "LodestarSemanticGuidanceLoss": _loss(_semantic, "Shape and colour by the text, the ground by the picture.", "a circle"),
