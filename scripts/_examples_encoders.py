@@ -73,7 +73,7 @@ def _taste(scene, name):
 
 
 def _semantic(scene, name):
-    return {"clip_vision": _vision(scene), "clip": scene.clip, "text": "a red circle", "image": _picture(scene, "a blue square on a black background", "the style", save=f"{name}_given"),
+    return {"clip_vision": _vision(scene), "clip": scene.clip, "text": "a large circle", "image": _picture(scene, "a blue square on a black background", "the style", save=f"{name}_given"),
             "image_loss": "style"}
 
 
@@ -86,5 +86,5 @@ OWN = {
     "LodestarClassifierLoss": _loss(_classes, "The prompt says a circle, the class is red circle.", "a circle", seed=23, cfg=2.0),
     "LodestarSegmentationLoss": _loss(_cells, "The red thing is to be on the right.", "a red circle and a blue square"),
     "LodestarPreferenceLoss": _loss(_taste, "The bundled taste likes warm colours."),
-    "LodestarSemanticGuidanceLoss": _loss(_semantic, "Shape and colour by the text, the ground by the picture.", "a circle"),
+    "LodestarSemanticGuidanceLoss": _loss(_semantic, "The shape is the text's, the colour the style picture's; without the loss nothing is made here.", "a circle"),
 }
