@@ -91,21 +91,27 @@ def test_freedom_moves_by_a_share_of_cfg(lab):
     if not lab.modern:
         pytest.skip("this host gives no gradients through the network")
     from lodestar.guidance.loss.solvers.freedom import FreeDoM
-    seen = []
+    seen, last, model = [], {}, lab.models["unet"].clone()
+
+    def keep(args):
+        last.update(conditional=args["cond_denoised"].detach(), unconditional=args["uncond_denoised"].detach())
+        return args["denoised"]
+    model.set_model_sampler_post_cfg_function(keep)
 
     class Watched(FreeDoM):
         def measure(self, point, denoised):
             found = super().measure(point, denoised)
-            conditional, unconditional = point.problem.branches
+            conditional, unconditional = last["conditional"], last["unconditional"]
             rms = lambda t: t.square().mean((1, 2, 3)).sqrt()
             torch.testing.assert_close(denoised, unconditional + 3.0 * (conditional - unconditional), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(point.problem.gap, 3.0 * (conditional - unconditional))
             torch.testing.assert_close(found.flatten(), 3.0 * rms(conditional - unconditional) / point.s, atol=1e-4, rtol=1e-3)
             seen.append(point.index)
             return found
     from lodestar.guidance.host.sampler_inverse import sampler
     image = torch.rand(1, 8, 8, 3, generator=torch.Generator().manual_seed(5))
     loss = lab.node("LodestarWaveletTargetLoss", model=lab.models["unet"], image=image, space="small")[0]
-    lab.sample(sampler(Watched(loss=loss, start=0.0, end=1.0, repeats=2, stage_start=0.3, stage_end=0.6)), batch=2)
+    lab.sample(sampler(Watched(loss=loss, start=0.0, end=1.0, repeats=2, stage_start=0.3, stage_end=0.6)), batch=2, model=model)
     assert seen == [0, 1, 1, 2]
 
 
