@@ -1,6 +1,6 @@
 """Trains the estimator of blur and noise that comes with the pack (demo/degradation_lora.py) on degraded pictures of the scenes, by squared error.
 
-    python scripts/_module.py lodestar.demo.train_degradation_estimator --host PATH_OF_COMFYUI --out demo/weights [--steps 400] [--batch 8] [--rate 3e-3] [--seed 0]
+    python scripts/_module.py lodestar.demo.train_degradation_estimator --host PATH_OF_COMFYUI --out demo/weights [--steps 250] [--batch 8] [--rate 3e-3] [--seed 0]
 """
 import torch
 
@@ -18,7 +18,7 @@ def batch(rng, n, generator):
 
 
 def main():
-    o = options(__doc__.splitlines()[0], 400, 8)
+    o = options(__doc__.splitlines()[0], 250, 8)
     torch.set_grad_enabled(True)
     noise = torch.Generator().manual_seed(o.seed + 1)
     train(o, ESTIMATOR, lambda: fresh_estimator(o.seed), lambda rng, n: batch(rng, n, noise), lambda weights, made, generator: (parse_estimator(weights, "train", "file")(made[0]) - made[1]).square().mean())

@@ -1,6 +1,6 @@
 """Trains the degradation-guided LoRA that comes with the pack (demo/degradation_lora.py): one step from a blurred and noisy picture to the true one. The bundled U-Net's own weights stay as they are.
 
-    python scripts/_module.py lodestar.demo.train_degradation_lora --host PATH_OF_COMFYUI --out demo/weights [--steps 260] [--batch 6] [--rate 3e-3] [--seed 0]
+    python scripts/_module.py lodestar.demo.train_degradation_lora --host PATH_OF_COMFYUI --out demo/weights [--steps 170] [--batch 4] [--rate 4e-3] [--seed 0]
 
 Loss: 2 x squared error and 5 x the distance of features (of the bundled VGG in place of LPIPS), weighted as the authors'; no adversarial part. One picture in ten (there
 in twenty) has the prompt of bad quality and itself as its target. It starts in the middle of the schedule, where so short a training gets further than from the last timestep, which the authors take.
@@ -64,7 +64,7 @@ def loss_of(network, weights, made, alpha, code, vgg):
 
 
 def main():
-    o = options(__doc__.splitlines()[0], 260, 6)
+    o = options(__doc__.splitlines()[0], 170, 4)
     import_host(o.host)
     torch.set_grad_enabled(True)
     network, alpha = frozen_unet(o.out)

@@ -1,0 +1,52 @@
+"""Examples of restorers with weights of their own, on the bundled U-Net: a picture is made, blurred and noised, and restored."""
+
+from __future__ import annotations
+
+from ._examples import SEED, Scene
+
+PROMPT = "a large red circle left of a small green square"
+
+
+class Degraded:
+    """A picture that was made, what is left of it, and what becomes of that."""
+
+    def __init__(self, definitions, definition, note, sigma=2.5, noise=0.1):
+        self.scene = scene = Scene(definitions, f"{definition.title}: {definition.description} {note}", prompt=PROMPT)
+        g = self.graph = scene.graph
+        self.picture = scene.decode(scene.sample(title="Makes a picture"))
+        blur = g.add("LodestarGaussianBlurOperator", "Blurs it", sigma=sigma)[0]
+        self.image = g.add("LodestarApplyOperator", "Blurs it and adds noise", operator=blur, image=self.picture, noise=noise)[0]
+        self.latent = scene.latent = g.add("VAEEncode", pixels=self.image, vae=scene.vae)[0]
+
+    def restore(self, name, title, model=None, sampler=None, steps=1, denoise=0.5, scheduler="simple", cfg=1.0, seed=SEED + 1):
+        scene, g = self.scene, self.graph
+        sigmas = g.add("BasicScheduler", model=scene.model, scheduler=scheduler, steps=steps, denoise=denoise)[0]
+        scene.save(scene.custom(sampler, sigmas, g.add("RandomNoise", noise_seed=seed)[0], model=model, cfg=cfg), name, title)
+
+    def save(self, name):
+        g = self.graph
+        g.add("SaveImage", "The picture", images=self.picture, filename_prefix=f"lodestar/{name}_picture")
+        g.add("SaveImage", "What is left of it", images=self.image, filename_prefix=f"lodestar/{name}_measured")
+        return g
+
+
+def _s3diff(definitions, definition, name):
+    made = Degraded(definitions, definition, "How blurred and noisy the picture is, a small network estimates. One step; above with the LoRA, below the same step without it.")
+    g = made.graph
+    found = g.add("LodestarEstimateDegradation", image=made.image)[0]
+    model = g.add(definition.node_id, model=made.scene.model, lora=g.add("LodestarLoadDegradationLora")[0], degradation=found)[0]
+    start = g.add("LodestarRestorationStart", noise=0.0)[0]
+    made.restore(name, "Restored", model, start)
+    made.restore(f"{name}_without", "Without the LoRA", None, start)
+    return made.save(name)
+
+
+def _start(definitions, definition, name):
+    made = Degraded(definitions, definition, "The prompt says what there is, the picture where. Above from three quarters of the noise, below from the noise alone.", noise=0.05)
+    g = made.graph
+    made.restore(name, "From between", None, g.add(definition.node_id, noise=0.75)[0], 20, 1.0, "normal", 4.0)
+    made.restore(f"{name}_without", "From the noise", None, g.add("KSamplerSelect", sampler_name="euler")[0], 20, 1.0, "normal", 4.0)
+    return made.save(name)
+
+
+OWN = {"LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start}
