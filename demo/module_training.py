@@ -19,6 +19,7 @@ def placed(network, *edits, control=None):
     def forward(edit, name, module, inner):
         def run(given, *args, **kwargs):
             site = ModuleSite(torch.arange(given.shape[0]), keep, None, control)
+            given = edit.enter(site, name, module, given)
             return edit.result(site, name, module, inner(given, *args, **kwargs), given)
         return run
     try:

@@ -1,9 +1,11 @@
 """Nodes around restorers with weights of their own: files, the degradation of a picture, and where the sampling begins."""
 from ..guidance.inverse.degradation_lora import DegradationGuidedLora
+from ..guidance.inverse.pixel_aware import PixelAwareAttention
 from ..guidance.samplers.restoration_start import RestorationStart
 from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
 
-LORA, ESTIMATE = "Load Degradation LoRA", "Estimate Degradation"
+LORA, ESTIMATE, PIXELS = "Load Degradation LoRA", "Estimate Degradation", "Load Pixel-Aware Attention"
+BUNDLED_PIXELS = "bundled: degraded pictures, for the demo U-Net"
 BUNDLED_LORA, BUNDLED_ESTIMATOR = "bundled: blur and noise, for the demo U-Net", "bundled: blur and noise of the demo scenes"
 
 
@@ -26,6 +28,12 @@ def _lora(file):
     from ..demo.degradation_lora import NAME
     from ..guidance.inverse.degradation_lora import parse
     return (parse(_tensors(LORA, file, BUNDLED_LORA, NAME, "loras"), LORA, "file", file),)
+
+
+def _pixels(file):
+    from ..demo.pixel_aware import NAME
+    from ..guidance.inverse.pixel_aware import parse
+    return (parse(_tensors(PIXELS, file, BUNDLED_PIXELS, NAME, "diffusion_models"), PIXELS, "file", file),)
 
 
 def _estimate(image, file):
@@ -88,6 +96,25 @@ schedule: scheduler "simple", 1 step, denoise 0.5. Positive prompt: what there i
 conv_first.K, body.K.N.conv1 and conv2 (residual blocks), body.K.N (convolutions, which halve the picture), fc_degree.K.0 and .2, each with weight and bias; K 0 is blur, 1 noise.
 
 What the scores mean is the file's own matter: a LoRA wants those that it was trained with. The bundled file goes with the bundled LoRA.
+""",
+    ),
+    NodeDef(
+        node_id="LodestarLoadPixelAwareAttention",
+        title=PIXELS,
+        category=category("inverse"),
+        description="Reads pixel-aware attention (PASD) from a safetensors file in models/diffusion_models.",
+        inputs=(Input("file", "COMBO", "A file of models/diffusion_models in PASD's layout, or the small one that comes with the pack.", BUNDLED_PIXELS, choices=_files(BUNDLED_PIXELS, "diffusion_models")),),
+        outputs=(Output("LODESTAR_PIXEL_ATTENTION", "weights", "For Pixel-Aware Attention."),),
+        run=_pixels,
+        part_of=PixelAwareAttention.node_id,
+        help="""The authors publish a U-Net and a ControlNet (for SD1.5). The U-Net's file (unet/diffusion_pytorch_model.safetensors, or its .bin brought to safetensors) is read as it is; of its keys those are taken
+that begin with up_blocks.LEVEL.pixel_attentions.LAYER: a transformer in diffusers' layout (norm, proj_in, transformer_blocks.N.{norm1, attn1, norm2, attn2, norm3, ff}, proj_out). attn2 looks at the features.
+The ControlNet is loaded and applied by the host's own nodes; its own features are what the transformers look at.
+
+Files of the pack hold an encoder as well, which stands in for a ControlNet: pixel_encoder.enter, pixel_encoder.down.I (which halve), pixel_encoder.leave.LAYER: convolutions of the degraded latent, with weight
+and bias.
+
+The bundled file is for the demo model "unet": pictures of the demo scenes, blurred by up to 5 pixels and with noise of up to 0.4. It was trained by demo/train_pixel_aware.py.
 """,
     ),
 )

@@ -49,4 +49,14 @@ def _start(definitions, definition, name):
     return made.save(name)
 
 
-OWN = {"LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start}
+def _pasd(definitions, definition, name):
+    made = Degraded(definitions, definition, "The picture, what is left of it, and what the model draws that sees it; below what it draws without.")
+    g = made.graph
+    model = g.add(definition.node_id, model=made.scene.model, weights=g.add("LodestarLoadPixelAwareAttention")[0], latent=made.latent)[0]
+    start = g.add("LodestarRestorationStart", noise=0.9)[0]
+    made.restore(name, "Restored", model, start, 20, 1.0, "normal", 3.0)
+    made.restore(f"{name}_without", "Without", None, start, 20, 1.0, "normal", 3.0)
+    return made.save(name)
+
+
+OWN = {"LodestarPixelAwareAttention": _pasd, "LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start}

@@ -13,12 +13,14 @@ ENDS = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "ou
 @frozen
 class ModuleSite:
     """What a module edit knows of the rows that it is shown. entry: [rows], the number of each row's picture in the batch; keep(key, make): a tensor (or several) made once a run, on the
-    network's device in its dtype; step: guidance.method.Step; control: what the call's ControlNets give, {"output": [...], ...}, or None."""
+    network's device in its dtype; step: guidance.method.Step; control: what the call's ControlNets give, {"output": [residuals of the skip connections, the last first used], ...}, {} where they give nothing
+    now, None where no prompt has any; rows: the numbers of the rows of the network call that it is shown, None for all."""
 
     entry: Any
     keep: Any
     step: Any = None
     control: Any = None
+    rows: Any = None
 
 
 @frozen
@@ -34,6 +36,10 @@ class ModuleEdit(AttentionEdit):
     def names(self):
         """diffusers' names of the modules."""
         raise NotImplementedError
+
+    def enter(self, site, name, module, given):
+        """What a module is given in place of `given`, its first argument."""
+        return given
 
     def result(self, site, name, module, out, given):
         """What takes the place of `out`, the module's own result of `given` (its first argument); neither may be changed in place."""

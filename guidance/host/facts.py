@@ -44,6 +44,11 @@ class Facts:
         from .modules import shapes
         return shapes(self.patcher.model.diffusion_model, self.geometry)
 
+    def heads(self, width):
+        """The number of heads of a U-Net's attention of a width."""
+        from .modules import heads
+        return heads(self.patcher.model.diffusion_model, width)
+
     @property
     def levels(self):
         """{output block: number of its resolution, 0 the smallest} of a U-Net, {} of other networks."""

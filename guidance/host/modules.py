@@ -27,6 +27,15 @@ def shapes(network, geometry):
     return lookup
 
 
+def heads(network, width):
+    """The number of heads that a U-Net's attention has where it is so wide."""
+    own = getattr(network, "num_heads", -1)
+    if own not in (-1, None):
+        return own
+    each = getattr(network, "num_head_channels", -1)
+    return max(1, width // (each if each not in (-1, None) else 64))
+
+
 @contextlib.contextmanager
 def placed(call, options, network, control=None):
     """Within it, the modules that this call's module edits name give what the edits make of it, in the rows that carry them."""
@@ -35,7 +44,7 @@ def placed(call, options, network, control=None):
     if not any(carried):
         yield
         return
-    touched = []
+    touched, control = [], _kept_control(call, control)
     try:
         for holder, inside in _holders(call, edits, network):
             forwards = [(module, _forward(call, name, module, wanted, carried, control)) for module, name, wanted in inside]
@@ -47,6 +56,13 @@ def placed(call, options, network, control=None):
         yield
     finally:
         _restore(touched)
+
+
+def _kept_control(call, control):
+    """The residuals of the call's ControlNets as they are before the network takes them from their lists; {} where they give none now, None where no prompt has a ControlNet."""
+    if isinstance(control, dict):
+        return {place: list(found) for place, found in control.items() if found is not None}
+    return {} if any("control" in entry for entry in call.session.entries.values()) else None
 
 
 def _exchange(touched, module, forward):
@@ -103,24 +119,28 @@ def _forward(call, name, module, wanted, carried, control):
     """make(inner) -> the forward of a module with its edits."""
     chunks = len(carried)
 
+    def through(function, x, *more):
+        """x with function(edit, site, x, ...) of each edit in the rows that carry it."""
+        for edit in wanted:
+            rows = [i for i in range(chunks) if edit in carried[i]]
+            if not rows:
+                continue
+            size = x.shape[0] // chunks
+            index = None if len(rows) == chunks else torch.cat([torch.arange(i * size, (i + 1) * size, device=x.device) for i in rows])
+            site = ModuleSite(torch.arange(size, device=x.device).repeat(len(rows)), _keeper(call.session, x), call.step, control, index)
+            if index is None:
+                x = function(edit, site, x, *more)
+            else:
+                x = torch.index_copy(x, 0, index, function(edit, site, x[index], *(t[index] for t in more)).to(x.dtype))
+        return x
+
     def make(inner):
         def run(given, *args, **kwargs):
-            out = inner(given, *args, **kwargs)
             if given.shape[0] % chunks:
                 raise ValueError(f"{wanted[0].title}: {given.shape[0]} rows in {name} are not those of {chunks} prompts.")
-            size = given.shape[0] // chunks
-            for edit in wanted:
-                rows = [i for i in range(chunks) if edit in carried[i]]
-                if not rows:
-                    continue
-                entry = torch.arange(size, device=given.device).repeat(len(rows))
-                site = ModuleSite(entry, _keeper(call.session, given), call.step, control)
-                if len(rows) == chunks:
-                    out = edit.result(site, name, module, out, given)
-                    continue
-                index = torch.cat([torch.arange(i * size, (i + 1) * size, device=given.device) for i in rows])
-                out = torch.index_copy(out, 0, index, edit.result(site, name, module, out[index], given[index]).to(out.dtype))
-            return out
+            given = through(lambda edit, site, x: edit.enter(site, name, module, x), given)
+            out = inner(given, *args, **kwargs)
+            return through(lambda edit, site, x, before: edit.result(site, name, module, x, before), out, given)
         return run
     return make
 

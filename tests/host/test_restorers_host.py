@@ -1,4 +1,4 @@
-"""Restorers with weights of their own on small random U-Nets of a real ComfyUI: Degradation-Guided LoRA, and Restoration Start."""
+"""Restorers with weights of their own on small random U-Nets of a real ComfyUI: Degradation-Guided LoRA, Pixel-Aware Attention, and Restoration Start."""
 import pytest
 import torch
 
@@ -178,3 +178,113 @@ def test_an_empty_latent_is_no_start(lab):
         _sample(lab, lab.unet, None, 0.5, latent=torch.zeros(3, 4, 8, 8))
     with pytest.raises(BadInput, match="Connect a sampler"):
         _sample(lab, lab.unet, None, 0.5, inner=3)
+
+
+def aware(lab, model=None, encoder=True, **values):
+    from lodestar.guidance.inverse.pixel_aware import PixelAwareAttention, parse
+    from lodestar.tests.pairs import pixel_file
+    weights = parse(pixel_file(lab.network, encoder=encoder), "test", "file")
+    return lab.attach(model or lab.unet, PixelAwareAttention(**{"weights": weights, "latent": {"samples": lab.latent} if encoder else None, **values}))
+
+
+@pytest.mark.method("LodestarPixelAwareAttention")
+def test_a_layers_transformer_is_the_hosts_own(lab):
+    import comfy.ops
+    from comfy.ldm.modules.attention import SpatialTransformer
+    from lodestar.guidance.inverse.pixel_aware import looked, parse
+    from lodestar.tests.pairs import pixel_file
+    w = parse(pixel_file(lab.network, encoder=False), "test", "file").layers[1, 0]
+    seen = w["transformer_blocks.0.attn2.to_k.weight"].shape[1]
+    with torch.inference_mode(False), torch.no_grad():
+        own = SpatialTransformer(32, 2, 16, depth=1, context_dim=seen, use_linear=True, use_checkpoint=False, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+        own.load_state_dict(w)
+        h, f = torch.randn(2, 32, 6, 4, generator=torch.Generator().manual_seed(1)), torch.randn(2, seen, 6, 4, generator=torch.Generator().manual_seed(2))
+        close(looked(w, h, f, 2), own(h, f.flatten(2).transpose(1, 2)) - h)
+
+
+@pytest.mark.method("LodestarPixelAwareAttention")
+def test_the_decoder_looks_at_the_picture(lab):
+    plain, out = lab.run(lab.unet), lab.run(aware(lab))
+    assert (out - plain).abs().max() > 1e-2
+    assert torch.equal(lab.run(aware(lab, strength=0.0, control=0.0)), plain)
+    apart = [lab.run(aware(lab, **v)) for v in ({"strength": 0.0}, {"control": 0.0}, {"negative_rows": "off"}, {"start_percent": 0.5})]
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate([out, plain, *apart]) for b in apart[:max(0, i - 2)])
+    for i in range(3):      # a batch is its pictures
+        close(lab.run(aware(lab, latent={"samples": lab.latent[i:i + 1]}), rows=[i]), out[i:i + 1], 1e-4)
+    assert not any("forward" in m.__dict__ for m in lab.network.modules())
+
+
+class Residuals:
+    """Stands for a ControlNet of the host: residuals of every skip connection."""
+
+    def __init__(self, seed=3):
+        g = torch.Generator().manual_seed(seed)
+        self.previous_controlnet = self.extra_hooks = None
+        self.multigpu_clones = {}
+        self.made = [torch.randn(1, c, s, s, generator=g) for c, s in ((32, 8), (32, 8), (32, 4), (64, 4))]
+
+    def get_control(self, x, *args, **kwargs):
+        return {"output": [t.expand(x.shape[0], -1, -1, -1).clone() for t in self.made]}
+
+    def get_models(self):
+        return []
+
+    def inference_memory_requirements(self, dtype):
+        return 0
+
+    def pre_run(self, *args):
+        pass
+
+    def cleanup(self):
+        pass
+
+    def copy(self):
+        return self
+
+    def get_extra_hooks(self):
+        return []
+
+
+@pytest.mark.newest
+@pytest.mark.method("LodestarPixelAwareAttention")
+def test_a_controlnets_features_are_looked_at(lab):
+    """The file's own encoder gives what a ControlNet of the same residuals gives."""
+    import dataclasses
+    from lodestar.guidance.inverse import pixel_aware
+    residuals = Residuals()
+    controlled = [[lab.positive[0][0], {**lab.positive[0][1], "control": residuals, "control_apply_to_uncond": True}]]
+    model = aware(lab, encoder=False)
+    out, without = lab.run(model, n=1, positive=controlled), lab.run(lab.unet, n=1, positive=controlled)
+    assert (out - without).abs().max() > 1e-2
+    given = model.model_options["lodestar"].methods[-1]
+    own = dataclasses.replace(given.weights.weights, encoder={"enter.weight": torch.zeros(1)})
+
+    class Fixed(pixel_aware.LooksAtPixels):
+        def features(self, site, number, like):
+            return residuals.made[len(residuals.made) - 1 - number].expand(site.entry.shape[0], -1, -1, -1)
+
+    class Method(pixel_aware.PixelAwareAttention):
+        def fitted(self, facts):
+            return self
+
+        def edits(self, step):
+            return (Fixed("", own, None, given.weights.places, 1.0, 1.0, self.title, "all"),)
+    same = lab.attach(lab.unet, Method(weights=dataclasses.replace(given.weights, weights=own)))
+    close(lab.run(same, n=1), out, 1e-4)
+    with pytest.raises(ValueError, match="no prompt has a ControlNet"):
+        lab.run(model, n=1)
+
+
+@pytest.mark.newest
+@pytest.mark.method("LodestarPixelAwareAttention")
+def test_pixel_aware_attention_beside_others(lab):
+    from lodestar.guidance.loss.target import TargetImage
+    from lodestar.guidance.loss.universal import UniversalGuidance
+    both = lab.run(guided(lab, aware(lab)))
+    assert torch.isfinite(both).all() and (both - lab.run(aware(lab))).abs().max() > 1e-3
+    one, loss = {"samples": lab.latent[:1]}, TargetImage(target=lab.latent[:1], reduction="mean")
+    steered = [lab.run(lab.attach(aware(lab, latent=one), UniversalGuidance(loss=loss, route=r, start_percent=0.0, end_percent=1.0)), n=1, steps=2) for r in ("network", "checkpoint")]
+    close(steered[1], steered[0], 1e-4)
+    with torch.inference_mode():
+        half = lab.tiny.unet(dtype=torch.bfloat16)
+    assert torch.isfinite(lab.run(aware(lab, half, latent=one), n=1)).all()

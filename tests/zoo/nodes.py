@@ -102,6 +102,15 @@ class Bench:
             return {"lora": DegradationLora({}, {}, {}, 1)}
         return {"lora": parse({k: torch.randn(v.shape, generator=g) * 0.2 if "lora_B" in k else v for k, v in fresh(self.specimen.net, 2).items()}, "random", "file")}
 
+    def pixel_attention(self):
+        """Random pixel-aware attention with an encoder for the specimen's latent, an empty one where it is no U-Net of pictures."""
+        from ...guidance.host.geometry import of_network
+        from ...guidance.inverse.pixel_aware import PixelAttention, parse
+        from ..pairs import pixel_file
+        geometry = of_network(self.specimen.net)
+        unet = geometry.family == "unet" and not geometry.temporal
+        return {"weights": parse(pixel_file(self.specimen.net, self.latent["samples"].shape[1]), "random", "file") if unet else PixelAttention({}, {}), "latent": self.latent}
+
     def words(self):
         self.positive, found, _ = self.node("LodestarPromptWords", clip=self.clip, text=TEXT, words="red ball, blue cube")
         return {"words": found}
@@ -153,6 +162,7 @@ GIVEN = {
     "LodestarNormalizedAttentionGuidance": lambda b, m: {**WHOLE, "negative": b.other},
     "LodestarPLADIS": lambda b, m: WHOLE,
     "LodestarPerturbedAttentionGuidance": lambda b, m: WHOLE,
+    "LodestarPixelAwareAttention": lambda b, m: {**WHOLE, **b.pixel_attention()},
     "LodestarPromptToPrompt": lambda b, m: {"clip": b.clip, "latent": b.latent, "source": TEXT, "target": "red ball, green cube", "mode": "replace"},
     "LodestarReferenceAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarRegionalPrompts": lambda b, m: {**WHOLE, **b.regions()},
