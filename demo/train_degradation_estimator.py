@@ -1,6 +1,6 @@
 """Trains the estimator of blur and noise that comes with the pack (demo/degradation_lora.py) on degraded pictures of the scenes, by squared error.
 
-    python scripts/_module.py lodestar.demo.train_degradation_estimator --host PATH_OF_COMFYUI --out demo/weights [--steps 300] [--batch 6] [--rate 5e-3] [--seed 0]
+    python scripts/_module.py lodestar.demo.train_degradation_estimator --host PATH_OF_COMFYUI --out demo/weights [--steps 160] [--batch 6] [--rate 8e-3] [--seed 0]
 """
 import torch
 
@@ -17,7 +17,7 @@ def batch(rng, n, generator):
 
 
 def main():
-    o = options(__doc__.splitlines()[0], 300, 6)
+    o = options(__doc__.splitlines()[0], 160, 6)
     torch.set_grad_enabled(True)
     noise = torch.Generator().manual_seed(o.seed + 1)
     train(o, ESTIMATOR, lambda: fresh_estimator(o.seed), lambda rng, n: batch(rng, n, noise), lambda weights, made, generator: (parse_estimator(weights, "train", "file")(made[0]) - made[1]).square().mean())

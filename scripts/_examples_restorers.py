@@ -59,4 +59,29 @@ def _pasd(definitions, definition, name):
     return made.save(name)
 
 
-OWN = {"LodestarPixelAwareAttention": _pasd, "LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start}
+def _prior(definitions, definition, name):
+    """Two prompts, with "at" for good pictures and "of" for degraded ones: words that the bundled text encoder knows and that mean little alone."""
+    made = Degraded(definitions, definition, "Made here: pictures of two prompts, and what is left of them. The words \"at\" and \"of\" learn to mean good and degraded. Above a picture from the middle of the schedule on with "
+                    "both words in the prompts and the trained model, below without.", 2.0, 0.1)
+    scene, g, examples = made.scene, made.graph, None
+    wanted, left = scene.positive, scene.latent
+    blur = g.add("LodestarGaussianBlurOperator", "Blurs the examples", sigma=2.0)[0]
+    scene.latent = g.add("EmptyLatentImage", "Four pictures", width=128, height=128, batch_size=4)[0]
+    for i, text in enumerate(("a large blue square", "a small yellow triangle above a red cross")):
+        prompt = g.add("CLIPTextEncode", f"Prompt {i + 1}", text=text, clip=scene.clip)[0]
+        good = scene.sample(positive=prompt, seed=SEED + 50 + i, title=f"Good pictures {i + 1}")
+        bad = g.add("LodestarApplyOperator", f"Degraded {i + 1}", operator=blur, image=scene.decode(good), noise=0.1)[0]
+        words = [g.add("CLIPTextEncode", f"{kind} {i + 1}", text=f"{word} {text}", clip=scene.clip)[0] for kind, word in (("Good", "at"), ("Degraded", "of"))]
+        given = {"examples": examples} if examples is not None else {}
+        examples = g.add("LodestarRestorationExamples", f"Examples {i + 1}", good=good, degraded=g.add("VAEEncode", pixels=bad, vae=scene.vae)[0], good_prompt=words[0], degraded_prompt=words[1], **given)[0]
+    trained = g.add(definition.node_id, model=scene.model, examples=examples, steps=60, batch=4)[0]
+    scene.latent, scene.negative = left, g.add("CLIPTextEncode", "Away from degraded pictures", text=f"of {PROMPT}", clip=scene.clip)[0]
+    euler = g.add("KSamplerSelect", sampler_name="euler")[0]
+    scene.positive = g.add("CLIPTextEncode", "Towards good pictures", text=f"at {PROMPT}", clip=scene.clip)[0]
+    made.restore(name, "With the prior", trained, euler, 20, 0.5, "normal", 2.0)
+    scene.positive, scene.negative = wanted, g.add("CLIPTextEncode", "Empty", text="", clip=scene.clip)[0]
+    made.restore(f"{name}_without", "Without", None, euler, 20, 0.5, "normal", 2.0)
+    return made.save(name)
+
+
+OWN = {"LodestarTrainRestorationPrior": _prior, "LodestarPixelAwareAttention": _pasd, "LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start}
