@@ -10,8 +10,8 @@ from ..demo.scenes import SIZE, render
 
 TASKS = ("degraded", "refined", "one step", "restored")
 METRICS = ("psnr", "features")
-VALUES = ("$degradation", "$degradation_lora")
-FILES = {"$degradation_lora": ("degradation_lora", "degradation_estimator")}      # the bundled files behind a value
+VALUES = ("$degradation", "$degradation_lora", "$degraded", "$pixel_attention")
+FILES = {"$degradation_lora": ("degradation_lora", "degradation_estimator"), "$pixel_attention": ("pixel_attention",)}      # the bundled files behind a value
 
 
 def pictures(batch):
@@ -27,7 +27,11 @@ def pictures(batch):
 def value(text, subject, batch):
     """What a "$name" in a Use stands for."""
     from ..demo.weights_file import read
-    from ..guidance.inverse import degradation, degradation_lora
+    from ..guidance.inverse import degradation, degradation_lora, pixel_aware
+    if text == "$degraded":
+        return {"samples": of.encode(pictures(batch)[1], subject.code)}
+    if text == "$pixel_attention":
+        return pixel_aware.parse(read("pixel_attention"), "bench", "file")
     if text == "$degradation":
         scores = degradation.parse_estimator(read("degradation_estimator"), "bench", "file")(pictures(batch)[1])
         return degradation.Degradation(tuple(map(tuple, scores.tolist())))

@@ -6,7 +6,7 @@ from ..guidance.attention.module_edits import diffusers_names, host_name
 NAME, ESTIMATOR = "degradation_lora", "degradation_estimator"
 RANK = 8
 BANDS, HIDDEN, BLOCK = 16, 64, 16
-CHANNELS = (12, 24)      # of the estimator, before and behind the second halving
+CHANNELS = (8, 16)      # of the estimator, before and behind the halving
 LAYERS = ("to_k", "to_q", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_shortcut", "conv_out", "proj_in", "proj_out", "ff.net.2", "ff.net.0.proj")      # the authors'
 
 
@@ -44,11 +44,11 @@ def fresh(network, rank=RANK, seed=0):
 
 
 def fresh_estimator(seed=0):
-    """Weights of an untrained estimator {key: tensor}: a halving, a block, another halving, another block for each kind of degradation."""
+    """Weights of an untrained estimator {key: tensor}: a block, a halving, a block for each kind of degradation."""
     g, w, (c, d) = torch.Generator().manual_seed(seed), {}, CHANNELS
     for i in range(2):
-        made = {f"conv_first.{i}": (c, 3, 3, 3), f"body.{i}.0": (c, c, 3, 3), f"body.{i}.1.conv1": (c, c, 3, 3), f"body.{i}.1.conv2": (c, c, 3, 3), f"body.{i}.2": (d, c, 3, 3),
-                f"body.{i}.3.conv1": (d, d, 3, 3), f"body.{i}.3.conv2": (d, d, 3, 3), f"fc_degree.{i}.0": (32, d), f"fc_degree.{i}.2": (1, 32)}
+        made = {f"conv_first.{i}": (c, 3, 3, 3), f"body.{i}.0.conv1": (c, c, 3, 3), f"body.{i}.0.conv2": (c, c, 3, 3), f"body.{i}.1": (d, c, 3, 3), f"body.{i}.2.conv1": (d, d, 3, 3),
+                f"body.{i}.2.conv2": (d, d, 3, 3), f"fc_degree.{i}.0": (32, d), f"fc_degree.{i}.2": (1, 32)}
         for name, shape in made.items():
             w[f"{name}.weight"] = torch.randn(*shape, generator=g) * (2 / torch.Size(shape[1:]).numel()) ** 0.5 * (0.3 if name.endswith("conv2") else 1.0)
             w[f"{name}.bias"] = torch.zeros(shape[0])

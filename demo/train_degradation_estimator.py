@@ -1,6 +1,6 @@
-"""Trains the estimator of blur and noise that comes with the pack (demo/degradation_lora.py) on degraded pictures of the scenes, by squared error.
+"""Trains the estimator of blur and noise that comes with the pack (demo/degradation_lora.py) on quarters of degraded pictures of the scenes, by squared error.
 
-    python scripts/_module.py lodestar.demo.train_degradation_estimator --host PATH_OF_COMFYUI --out demo/weights [--steps 160] [--batch 6] [--rate 8e-3] [--seed 0]
+    python scripts/_module.py lodestar.demo.train_degradation_estimator --host PATH_OF_COMFYUI --out demo/weights [--steps 260] [--batch 8] [--rate 8e-3] [--seed 0]
 """
 import torch
 
@@ -13,11 +13,12 @@ from .train_loop import options, train
 
 def batch(rng, n, generator):
     _, _, bad, scores = pairs(rng, n, generator)
-    return bad, scores
+    top, left = rng.randrange(65), rng.randrange(65)
+    return bad[..., top:top + 64, left:left + 64], scores
 
 
 def main():
-    o = options(__doc__.splitlines()[0], 160, 6)
+    o = options(__doc__.splitlines()[0], 260, 8)
     torch.set_grad_enabled(True)
     noise = torch.Generator().manual_seed(o.seed + 1)
     train(o, ESTIMATOR, lambda: fresh_estimator(o.seed), lambda rng, n: batch(rng, n, noise), lambda weights, made, generator: (parse_estimator(weights, "train", "file")(made[0]) - made[1]).square().mean())

@@ -1,6 +1,6 @@
 """Trains the pixel-aware attention that comes with the pack (demo/pixel_aware.py): the bundled U-Net, whose own weights stay as they are, draws the picture of which it sees a blurred and noisy one.
 
-    python scripts/_module.py lodestar.demo.train_pixel_aware --host PATH_OF_COMFYUI --out demo/weights [--steps 110] [--batch 5] [--rate 4e-3] [--seed 0]
+    python scripts/_module.py lodestar.demo.train_pixel_aware --host PATH_OF_COMFYUI --out demo/weights [--steps 90] [--batch 4] [--rate 4e-3] [--seed 0]
 
 Loss: the noise's squared error, as in the authors' training, weighted as in the U-Net's own. One caption in two is empty.
 """
@@ -51,7 +51,7 @@ def loss_of(network, weights, made, alpha, generator):
 
 
 def main():
-    o = options(__doc__.splitlines()[0], 110, 5)
+    o = options(__doc__.splitlines()[0], 90, 4)
     import_host(o.host)
     torch.set_grad_enabled(True)
     network, alpha = frozen_unet(o.out)

@@ -192,16 +192,16 @@ def test_the_estimator_is_its_layers():
     found = parse_estimator({f"module.{k}": v for k, v in w.items()}, "test", "file")(u)
     conv = lambda x, name, stride=1: F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], stride, 1)
     for i in range(2):
-        h = conv(conv(u, f"conv_first.{i}"), f"body.{i}.0", 2)
-        h = h + conv(F.relu(conv(h, f"body.{i}.1.conv1")), f"body.{i}.1.conv2")
-        h = conv(h, f"body.{i}.2", 2)
-        h = (h + conv(F.relu(conv(h, f"body.{i}.3.conv1")), f"body.{i}.3.conv2")).mean((2, 3))
+        h = conv(u, f"conv_first.{i}")
+        h = h + conv(F.relu(conv(h, f"body.{i}.0.conv1")), f"body.{i}.0.conv2")
+        h = conv(h, f"body.{i}.1", 2)
+        h = (h + conv(F.relu(conv(h, f"body.{i}.2.conv1")), f"body.{i}.2.conv2")).mean((2, 3))
         h = F.relu(h @ w[f"fc_degree.{i}.0.weight"].T + w[f"fc_degree.{i}.0.bias"]) @ w[f"fc_degree.{i}.2.weight"].T + w[f"fc_degree.{i}.2.bias"]
         torch.testing.assert_close(found[:, i], torch.sigmoid(h)[:, 0])
     with pytest.raises(BadInput, match="conv_first.1.weight"):
         parse_estimator({k: v for k, v in w.items() if k != "conv_first.1.weight"}, "test", "file")
     with pytest.raises(BadInput, match="two are wanted"):
-        parse_estimator({k: v for k, v in w.items() if ".1." not in k or k.startswith("body.0.1.")}, "test", "file")
+        parse_estimator({k: v for k, v in w.items() if ".1." not in k or k.startswith(("body.0.1", "conv_first.0", "fc_degree.0"))}, "test", "file")
     with pytest.raises(BadInput, match="keys are not those"):
         parse_estimator({"x": torch.zeros(1)}, "test", "file")
 
@@ -230,7 +230,7 @@ def test_the_bundled_files():
     from lodestar.demo.weights_file import FOLDER, read
     lora, estimator = parse(read(NAME), "test", "file"), parse_estimator(read(ESTIMATOR), "test", "file")
     assert lora.levels == 2 and len(lora.layers) > 60 and estimator.kinds == 2
-    for name, share_of in ((NAME, 0.7), (ESTIMATOR, 0.5)):
+    for name, share_of in ((NAME, 0.7), (ESTIMATOR, 0.55)):
         assert os.path.getsize(os.path.join(FOLDER, f"{name}.safetensors")) < 2_000_000
         with open(os.path.join(FOLDER, f"{name}.json"), encoding="utf-8") as f:
             figures = json.load(f)
