@@ -76,7 +76,8 @@ NODES = (
 LAYER is diffusers' name of a linear layer or convolution. Lists of names and the rank are left out. The parts for the VAE's encoder (state_dict_vae...) may be there; they are not used.
 
 The bundled file is for the demo model "unet": pictures of the demo scenes, blurred by up to 5 pixels and with noise of up to 0.4 (the scores 1). It was trained by demo/train_degradation_lora.py from the middle of the
-schedule: scheduler "simple", 1 step, denoise 0.5. Positive prompt: what there is, or "the background"; negative prompt: empty.
+schedule: scheduler "simple", 1 step, denoise 0.5. Positive prompt: what there is, or "the background"; negative prompt: empty. After 170 steps of 4 pictures it restores what the same step without it destroys (23.3 dB against 13.9), but is not nearer to the true
+picture than the degraded one is on the average (25.3 dB).
 """,
     ),
     NodeDef(
@@ -95,7 +96,8 @@ schedule: scheduler "simple", 1 step, denoise 0.5. Positive prompt: what there i
         help="""A small network that was trained with degradations of known strength. The released one (MM-RealSR's, de_net.pth in S3Diff's repository) is read once it is brought to safetensors, with its keys as they are:
 conv_first.K, body.K.N.conv1 and conv2 (residual blocks), body.K.N (convolutions, which halve the picture), fc_degree.K.0 and .2, each with weight and bias; K 0 is blur, 1 noise.
 
-What the scores mean is the file's own matter: a LoRA wants those that it was trained with. The bundled file goes with the bundled LoRA.
+What the scores mean is the file's own matter: a LoRA wants those that it was trained with. The bundled file goes with the bundled LoRA; after a minute of training it finds noise (correlation with the true score
+0.98 on whole pictures) but hardly blur (0.08).
 """,
     ),
     NodeDef(

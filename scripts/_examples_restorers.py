@@ -44,8 +44,8 @@ def _s3diff(definitions, definition, name):
 def _start(definitions, definition, name):
     made = Degraded(definitions, definition, "The prompt says what there is, the picture where. Above from three quarters of the noise, below from the noise alone.", noise=0.05)
     g = made.graph
-    made.restore(name, "From between", None, g.add(definition.node_id, noise=0.75)[0], 20, 1.0, "normal", 4.0)
-    made.restore(f"{name}_without", "From the noise", None, g.add("KSamplerSelect", sampler_name="euler")[0], 20, 1.0, "normal", 4.0)
+    made.restore(name, "From between", None, g.add(definition.node_id, noise=0.75)[0], 20, 1.0, "normal", 2.0)
+    made.restore(f"{name}_without", "From the noise", None, g.add("KSamplerSelect", sampler_name="euler")[0], 20, 1.0, "normal", 2.0)
     return made.save(name)
 
 
@@ -62,7 +62,7 @@ def _pasd(definitions, definition, name):
 def _prior(definitions, definition, name):
     """Two prompts, with "at" for good pictures and "of" for degraded ones: words that the bundled text encoder knows and that mean little alone."""
     made = Degraded(definitions, definition, "Made here: pictures of two prompts, and what is left of them. The words \"at\" and \"of\" learn to mean good and degraded. Above a picture from the middle of the schedule on with "
-                    "both words in the prompts and the trained model, below without.", 2.0, 0.1)
+                    "both words in the prompts and the trained model, below without: after so short a training little is seen.", 2.0, 0.1)
     scene, g, examples = made.scene, made.graph, None
     wanted, left = scene.positive, scene.latent
     blur = g.add("LodestarGaussianBlurOperator", "Blurs the examples", sigma=2.0)[0]
