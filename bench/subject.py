@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import distilled, layout, motion, pairs, references
+from . import distilled, layout, motion, pairs, references, videos
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -28,7 +28,7 @@ SHAPE = (16, 16, 16)
 class Case:
     """One picture to make. `extra`: only for diversity. `forbidden`: the colour that is not wanted, where prompts name none. `layout`: number of the wanted
     boxes (bench.layout), where prompts name no place. `source`: the caption before an edit, whose picture is sampled beside it. `reference`, `appearance`: scenes
-    that the picture looks at, `group`: the number of those that are sampled together (bench.references)."""
+    that the picture looks at, `group`: the number of those that are sampled together (bench.references), `frame`: the number within its video (bench.videos)."""
 
     scene: object
     prompt: int
@@ -40,10 +40,11 @@ class Case:
     reference: object = None
     appearance: object = None
     group: int = -1
+    frame: int = 0
 
     def noise(self, size=None):
         shape = SHAPE if size is None else (SHAPE[0], size, size)
-        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.prompt))
+        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.prompt + 104_729 * self.frame))
 
 
 def cases(prompts, seeds, kind="captions", task="sample"):
@@ -63,6 +64,8 @@ def cases(prompts, seeds, kind="captions", task="sample"):
         found = [distilled.by_relation(c) for c in found]
     if kind == "graph":
         found = [replace(c, layout=RELATIONS.index(c.scene.relation)) for c in found]
+    if kind == videos.KIND:
+        return videos.cases(found)
     return references.cases(found, kind) if kind in references.KINDS else found
 
 
@@ -93,7 +96,7 @@ def groups_of(found, size):
 def weights_mark(generator):
     """A short text that changes when the weights that a generator's pictures come from do."""
     digest = hashlib.sha256()
-    for path in sorted(Path(FOLDER) / f"{name}.safetensors" for name in (generator, "text", "latents")):
+    for path in sorted(Path(FOLDER) / f"{name}.safetensors" for name in {"video": ("video", "unet")}.get(generator, (generator,)) + ("text", "latents")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -173,6 +176,8 @@ class Subject:
             return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
         if text == "$camera":
             return references.camera()
+        if text in videos.VALUES:
+            return videos.moving(self, batch)
         if text in motion.VALUES:
             return motion.value(text, self, batch)
         if text == "$caption":

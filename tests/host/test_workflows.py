@@ -28,7 +28,7 @@ REFUSED_BY_UNET = {"easycontrol": "need a network of the Flux type"}      # wher
 SIZES = {"lodestar/side_by_side_canvas": (256, 128)}      # pictures that are larger than the latent that the example begins with
 # a weaker model made by a node for U-Nets; skip connections; cross-attention
 ONLY_UNET = ("model_pair_guidance", "freeu", "pladis", "decoupled_prompt", "adapter_attention_shaping", "directed_diffusion", "negative_away_steer_attention",
-             "structured_diffusion_guidance", "masked_subject_attention", "unicon")
+             "structured_diffusion_guidance", "masked_subject_attention", "unicon", "temporal_attention_temperature")
 
 
 def load(path):
@@ -44,7 +44,7 @@ def quick(graph, generator="unet"):
             inputs["steps"] = QUICK
         if isinstance(inputs.get("samples"), int):      # of readings
             inputs["samples"] = min(inputs["samples"], QUICK)
-        if node["class_type"] == "LodestarLoadDemoModel":
+        if node["class_type"] == "LodestarLoadDemoModel" and inputs["model"] != "video":
             inputs["model"] = generator
     return graph
 
