@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import layout, motion, pairs, references, stats, videos
+from . import layout, motion, pairs, references, searched, stats, videos
 from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
@@ -65,6 +65,8 @@ class Measured:
             return pairs.values(metric, pictures, self.subject.pictures(self.before)[self.main], self.subject.pictures(pairs.depths(self.subject, found)))
         if metric in motion.METRICS:
             return motion.values(metric, self)
+        if metric in searched.METRICS:
+            return searched.outside(self)
         if metric in videos.METRICS:
             return videos.values(metric, self)
         source = self.subject.target(found)

@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import distilled, layout, motion, pairs, references, videos
+from . import distilled, layout, motion, pairs, references, searched, videos
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -176,6 +176,8 @@ class Subject:
             return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
         if text == "$camera":
             return references.camera()
+        if text in searched.VALUES:
+            return searched.VALUES[text](self, batch)
         if text in videos.VALUES:
             return videos.moving(self, batch)
         if text in motion.VALUES:
@@ -239,14 +241,14 @@ class Subject:
         import comfy.samplers
         if setup.sampler is None:
             return comfy.samplers.sampler_object("euler")
-        from ..guidance.host import sampler_cfgpp, sampler_inverse
+        from ..guidance.host import sampler_cfgpp, sampler_edict, sampler_inverse
         from ..guidance.inverse.solver import Solver
         method = self.build(setup.sampler, batch)
         if method.family == "particles":
             from ..guidance.host import sampler_particles
             from ..guidance.particles.swarm import Record
             return sampler_particles.sampler(method.recording(Record()))
-        return (sampler_inverse if isinstance(method, Solver) else sampler_cfgpp).sampler(method)
+        return (sampler_inverse if isinstance(method, Solver) else sampler_edict if "edict" in setup.sampler.path else sampler_cfgpp).sampler(method)
 
     def sigmas(self, steps):
         import comfy.samplers
@@ -278,7 +280,9 @@ class Subject:
         with torch.inference_mode(), self.counting() as rows:
             begin = time.perf_counter()
             if setup.task == "inversion":
-                out = self._round_trip(setup, batch, positive, steps)
+                out = self._round_trip(setup, batch, positive, negative, steps)
+            elif setup.task in searched.TASKS:
+                out = searched.sampled(self, setup, batch, positive, negative, steps)
             elif setup.task in pairs.TASKS:
                 out = pairs.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in ("distil", "composite"):
@@ -315,22 +319,20 @@ class Subject:
         rows, columns = target_part("left", *out.shape[-2:])
         return out[..., rows, columns]
 
-    def _round_trip(self, setup, batch, positive, steps):
+    def _round_trip(self, setup, batch, positive, negative, steps):
         """The pictures' latents after inversion and replay."""
+        if "EDICT" in setup.methods[0].path:
+            return searched.returned(self, setup, batch, positive, negative, steps)
         import comfy.samplers
-        import comfy.utils
 
         from ..guidance.host.inversion import invert
         method = replace(self.build(setup.methods[0], batch), steps=steps, scheduler=SCHEDULER, cfg=setup.cfg)
-        before, comfy.utils.PROGRESS_BAR_ENABLED = getattr(comfy.utils, "PROGRESS_BAR_ENABLED", True), False
-        try:
-            _, noise, sigmas = invert(method, self.model, positive, None, {"samples": self.target(batch)})
-        finally:
-            comfy.utils.PROGRESS_BAR_ENABLED = before
+        with searched.quiet():
+            _, noise, sigmas = invert(method, self.model, positive, None if setup.cfg == 1.0 else negative, {"samples": self.target(batch)})
         empty = torch.zeros(len(batch), *SHAPE)
         guider = comfy.samplers.CFGGuider(self.model)
-        guider.set_conds(positive, positive)
-        guider.set_cfg(1.0)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(setup.cfg)
         return guider.sample(noise.generate_noise({"samples": empty}), empty, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
 
     def pictures(self, latents):

@@ -19,7 +19,7 @@ import inspect
 import json
 import re
 
-from ..guidance.catalogue import HELP, READINGS, ROOT, help_of, load_effects, measured, nodes, records, workflow_of
+from ..guidance.catalogue import HELP, READINGS, RESTORED, ROOT, help_of, load_effects, measured, nodes, records, workflow_of
 from .make_workflows import stale, write
 
 README, METHODS = "README.md", "docs/methods.md"
@@ -131,11 +131,12 @@ def _column(generator):
 
 def effect_table(found, effects):
     """What became of the papers' claims: a row for each method, its claimed metrics by model."""
-    rows, read = [], load_effects(READINGS)
+    rows = []
+    pages = dict.fromkeys(load_effects(READINGS), "readings") | dict.fromkeys(load_effects(RESTORED), "restoration")
     for r in found:
         claims = [(*_column(g), f"{metric} {base} -> {value.partition(' ')[0]}: {came}") for g, metric, base, value, claimed, came in effect_rows(r["id"], effects) if claimed != "-"]
         if claims:
-            rows.append((f"[{r['title']}](docs/effects/{'readings' if r['id'] in read else 'effects'}.md#{r['id'].removeprefix('Lodestar').lower()})",
+            rows.append((f"[{r['title']}](docs/effects/{'restoration.md' if pages.get(r['id']) == 'restoration' else pages.get(r['id'], 'effects') + '.md#' + r['id'].removeprefix('Lodestar').lower()})",
                          *("<br>".join(mark + text for g, mark, text in claims if g == model) or "-" for model in ("unet", "dit"))))
     if not rows:
         return "Not measured yet: `./scripts/bench effects` writes `docs/effects`."

@@ -42,8 +42,9 @@ def quick(graph, generator="unet"):
         inputs = node["inputs"]
         if isinstance(inputs.get("steps"), int):      # of a sampler; Directed Diffusion has a share of the steps
             inputs["steps"] = QUICK
-        if isinstance(inputs.get("samples"), int):      # of readings
-            inputs["samples"] = min(inputs["samples"], QUICK)
+        for name in ("samples", "iterations", "particles", "candidates", "rounds", "epochs"):      # of readings, of what searches, optimises, draws or trains
+            if isinstance(inputs.get(name), int):
+                inputs[name] = min(inputs[name], QUICK)
         if node["class_type"] == "LodestarLoadDemoModel" and inputs["model"] != "video":
             inputs["model"] = generator
     return graph
