@@ -1,6 +1,6 @@
 """Trains the layers over the frames of the bundled video model (demo/networks.py: video), on the scenes in motion (demo/motions.py). The bundled U-Net's own weights stay as they are.
 
-    python -m demo.train_video --host PATH_OF_COMFYUI --out demo/weights [--steps 2400] [--batch 2] [--rate 1e-3] [--seed 0]
+    python -m demo.train_video --host PATH_OF_COMFYUI --out demo/weights [--steps 1200] [--batch 2] [--rate 2e-3] [--seed 0]
 
 Every frame has a noise of its own, all of one level. At the start the added layers change nothing: their last projections are zero.
 """
@@ -70,7 +70,7 @@ def loss_of(made, weights, drawn, alpha, generator):
 
 
 def main():
-    o = options(__doc__.split("\n")[0], steps=2400, batch=2)
+    o = options(__doc__.split("\n")[0], steps=1200, batch=2)
     import_host(o.host)
     made, fresh = network(o.out, o.seed)
     beta = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2

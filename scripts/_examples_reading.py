@@ -6,8 +6,7 @@ from ._examples import PROMPT, SEED, SIZE, Scene, guided
 from ._graph import Graph
 
 # examples with models that do not come with the pack, and what their picture says
-NEEDS_WEIGHTS = {"estimate_flow": "Estimate Flow\n\nThis example needs\ntorchvision's RAFT small\n(raft_small.safetensors).",
-                 "controlnorm": "ControlNorm\n\nThis example needs\nSD1.5, a ControlNet and\nthe projections trained for it."}
+NEEDS_WEIGHTS = {"controlnorm": "ControlNorm\n\nThis example needs\nSD1.5, a ControlNet and\nthe projections trained for it."}
 
 
 def _entropy(definitions, definition, name):
