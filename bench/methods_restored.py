@@ -5,7 +5,7 @@ _START = "samplers.restoration_start:RestorationStart"
 _S3DIFF = "inverse.degradation_lora:DegradationGuidedLora"
 _METRICS = ("psnr", "features", "accuracy", "evaluations")
 _LEFT = Setup("as it is", 1.0, task="degraded")
-_PLAIN = Setup("image to image", 1.0, task="refined")
+_PLAIN = Setup("image to image", 1.0, task="from the middle")
 _ONE = Setup("one step without it", 1.0, sampler=use(_START, noise=0.0), task="one step")
 
 

@@ -8,7 +8,7 @@ import torch
 from ..demo import degraded as of
 from ..demo.scenes import SIZE, render
 
-TASKS = ("degraded", "refined", "one step", "restored")
+TASKS = ("degraded", "from the middle", "one step", "restored")
 METRICS = ("psnr", "features")
 VALUES = ("$degradation", "$degradation_lora", "$degraded", "$pixel_attention")
 FILES = {"$degradation_lora": ("degradation_lora", "degradation_estimator"), "$pixel_attention": ("pixel_attention",)}      # the bundled files behind a value
@@ -44,7 +44,7 @@ def files(setup):
 
 
 def sampled(subject, setup, batch, texts, steps):
-    """Latents [n, 16, 16, 16]. degraded: as they are; refined: by the sampler from the middle of the schedule on, as image to image; one step: from there at once; restored: through the whole schedule."""
+    """Latents [n, 16, 16, 16]. degraded: as they are; from the middle: by the sampler from the middle of the schedule on, as image to image; one step: from there at once; restored: through the whole schedule."""
     import comfy.samplers
     z = of.encode(pictures(batch)[1], subject.code)
     if setup.task == "degraded":
@@ -53,7 +53,7 @@ def sampled(subject, setup, batch, texts, steps):
     middle = float(subject.model.get_model_object("model_sampling").percent_to_sigma(1 - (of.LEVEL + 0.5) / 1000))
     if setup.task != "restored":
         later = sigmas[sigmas < middle * 0.999]
-        sigmas = torch.cat((torch.tensor([middle]), later if setup.task == "refined" else sigmas[-1:]))
+        sigmas = torch.cat((torch.tensor([middle]), later if setup.task == "from the middle" else sigmas[-1:]))
     guider = comfy.samplers.CFGGuider(subject.guided(setup, batch))
     guider.set_conds(subject.encode(texts), subject.encode([""]))
     guider.set_cfg(setup.cfg)
