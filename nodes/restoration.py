@@ -116,7 +116,9 @@ The ControlNet is loaded and applied by the host's own nodes; its own features a
 Files of the pack hold an encoder as well, which stands in for a ControlNet: pixel_encoder.enter, pixel_encoder.down.I (which halve), pixel_encoder.leave.LAYER: convolutions of the degraded latent, with weight
 and bias.
 
-The bundled file is for the demo model "unet": pictures of the demo scenes, blurred by up to 5 pixels and with noise of up to 0.4. It was trained by demo/train_pixel_aware.py.
+The bundled file is for the demo model "unet": pictures of the demo scenes, blurred by up to 5 pixels and with noise of up to 0.4. It was trained by demo/train_pixel_aware.py, for 90 steps
+of 4 pictures: what is drawn stays nearer to the picture than without it (19.7 dB against 16.8), most of it by the features in the skip connections (19.2 without the transformers); the degraded picture itself is
+nearer still (25.2).
 """,
     ),
 )
