@@ -1,0 +1,80 @@
+"""Readout Guidance and the training of its heads on a real ComfyUI with small random networks."""
+import pytest
+import torch
+
+from lodestar.guidance.attention.readout_guidance import ReadoutGuidance
+
+pytestmark = pytest.mark.method("LodestarReadoutGuidance", "LodestarTrainReadoutHead")
+BOTH = pytest.mark.parametrize("kind", ("unet", "flux"))
+
+
+@pytest.fixture(scope="module")
+def lab(host):
+    from lodestar.guidance.host.attach import attach
+    from lodestar.tests.sampler_lab import SamplerLab
+    lab = SamplerLab()
+    lab.attach, lab.euler = attach, lab.samplers.ksampler("euler")
+    lab.latent = {"samples": torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(4))}
+    lab.image = torch.rand(4, 16, 16, 3, generator=torch.Generator().manual_seed(5))
+    lab.heads = {}
+    return lab
+
+
+def trained(lab, kind, what="spatial"):
+    if not lab.modern:
+        pytest.skip("the features of this host's networks cannot be read")
+    if (kind, what) not in lab.heads:
+        given = {"image": lab.image} if what == "spatial" else {"groups": "0, 1, 0, 1"}
+        with torch.inference_mode():
+            lab.heads[kind, what] = lab.node("LodestarTrainReadoutHead", model=lab.models[kind], positive=lab.positive, latent=lab.latent, steps=3, batch=3, width=32, **given)[0]
+    return lab.heads[kind, what]
+
+
+@BOTH
+@pytest.mark.parametrize("what", ("spatial", "appearance"))
+def test_acts_by_entry_repeats_itself_and_off_is_the_model(lab, kind, what):
+    given = {"image": lab.image[:1]} if what == "spatial" else {"reference": {"samples": lab.latent["samples"][:1]}}
+    given |= {"readout": trained(lab, kind, what), "end_percent": 1.0}
+    plain = lab.sample(lab.euler, kind, batch=2, steps=2)
+    assert torch.equal(lab.sample(lab.euler, model=lab.attach(lab.models[kind], ReadoutGuidance(step_size=0.0, **given)), batch=2, steps=2), plain)
+    model = lab.attach(lab.models[kind], ReadoutGuidance(step_size=0.1, **given))
+    out = lab.sample(lab.euler, model=model, batch=2, steps=2)
+    assert torch.isfinite(out).all() and (out - plain).abs().max() > 1e-3
+    assert torch.equal(out, lab.sample(lab.euler, model=model, batch=2, steps=2))
+    if what == "spatial":      # signs of gradients near 0 may differ with the batch: most numbers agree
+        assert ((lab.sample(lab.euler, model=model, steps=2) - out[:1]).abs() < 1e-2 * out.abs().max()).float().mean() > 0.9
+    assert torch.equal(lab.sample(lab.euler, kind, batch=2, steps=2), plain)
+
+
+@pytest.mark.newest
+def test_half_precision_and_another_networks_head(lab):
+    from lodestar.tests import tiny
+    with torch.inference_mode():
+        model = tiny.unet(dtype=torch.bfloat16)
+    method = ReadoutGuidance(readout=trained(lab, "unet"), image=lab.image[:1])
+    assert torch.isfinite(lab.sample(lab.euler, model=lab.attach(model, method), steps=1)).all()
+    with pytest.raises(ValueError, match="selects no layer"):
+        lab.attach(lab.models["flux"], method)
+
+
+def test_its_inputs_and_file(lab, monkeypatch, tmp_path):
+    from safetensors.torch import load_file
+
+    from lodestar.guidance.host import weight_files
+    from lodestar.guidance.training.readout import parse
+    readout = trained(lab, "unet")
+    monkeypatch.setattr(weight_files._folders(), "get_output_directory", lambda: str(tmp_path))
+    path, = lab.node("LodestarSaveReadoutHead", readout=readout, prefix="head")
+    assert parse(load_file(path)).layers == readout.layers
+    for given in ({}, {"image": lab.image[:1]}, {"groups": "1"}, {"groups": "0, 1"}):
+        with pytest.raises(ValueError, match="Train Readout Head"):
+            lab.node("LodestarTrainReadoutHead", model=lab.models["unet"], positive=lab.positive, latent=lab.latent, steps=1, **given)
+    with pytest.raises(ValueError, match="Load Readout Head"):
+        lab.node("LodestarLoadReadoutHead")
+
+
+def test_old_hosts_say_so(lab):
+    if lab.modern:
+        pytest.skip("this host has gradients through the network")
+    with pytest.raises(ValueError, match="December 2024"):
+        lab.node("LodestarTrainReadoutHead", model=lab.models["unet"], positive=lab.positive, latent=lab.latent, steps=1, groups="0, 1, 0, 1")
