@@ -4,7 +4,8 @@ from __future__ import annotations
 from ..guidance.training.readout import TrainReadoutHead
 from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
 
-READOUT, NONE = "LODESTAR_READOUT", "none"
+READOUT = "LODESTAR_READOUT"
+SHAPES = "bundled: shapes of the demo scenes, for the demo U-Net"
 _OUT = Output(READOUT, "readout", "For Readout Guidance.")
 
 
@@ -36,13 +37,16 @@ def _train(model, positive, latent, channels, image=None, groups="", **values):
 
 def _files():
     from ..guidance.host.weight_files import names
-    return [NONE, *names()]
+    return [SHAPES, *names()]
 
 
 def _load(file):
     from ..guidance.host.weight_files import load
     from ..guidance.method import BadInput
     from ..guidance.training.readout import parse
+    if file == SHAPES:
+        from ..demo.weights_file import read
+        return (parse(read("readout_shapes")),)
     try:
         return (parse(load("Load Readout Head", "file", file)),)
     except ValueError as error:
@@ -69,7 +73,7 @@ NODES = (
     NodeDef(
         node_id="LodestarLoadReadoutHead", title="Load Readout Head", category=category("training"),
         description="Reads a readout head from a safetensors file in models/lodestar.",
-        inputs=(Input("file", "COMBO", "A file of models/lodestar.", NONE, choices=_files),),
+        inputs=(Input("file", "COMBO", "A file of models/lodestar, or the small one that comes with the pack.", SHAPES, choices=_files),),
         outputs=(_OUT,), run=_load, part_of="LodestarReadoutGuidance",
         help="""Files are those of Save Readout Head, moved to models/lodestar. They belong to the network that they were trained on. Keys:
 
@@ -77,6 +81,8 @@ NODES = (
 - parts.I.conv1, conv2, conv3, shortcut, norm1, norm2, norm3, norms, time: the bottleneck of layer I
 - mixing: the layers' weights before their softmax
 - head.0, head.2: 3 x 3 convolutions
+
+The bundled file reads where the shapes of a demo scene are: white on black. It was trained by demo/train_readout.py on the features of the demo model "unet", for which it is.
 """),
     NodeDef(
         node_id="LodestarSaveReadoutHead", title="Save Readout Head", category=category("training"),

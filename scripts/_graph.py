@@ -51,6 +51,7 @@ CORE |= {"CLIPVisionEncode": ("CLIP Vision Encode", (("clip_vision", "CLIP_VISIO
          "MaskToImage": ("Convert Mask to Image", (("mask", "MASK", None),), (("IMAGE", "IMAGE"),))}
 CORE |= {"EmptyImage": ("EmptyImage", (("width", "INT", 512), ("height", "INT", 512), ("batch_size", "INT", 1), ("color", "INT", 0)), (("IMAGE", "IMAGE"),)),
          "ImageCompositeMasked": ("ImageCompositeMasked", (("destination", "IMAGE", None), ("source", "IMAGE", None), ("x", "INT", 0), ("y", "INT", 0), ("resize_source", "BOOLEAN", False)), (("IMAGE", "IMAGE"),))}
+CORE |= {"LatentBatch": ("LatentBatch", (("samples1", "LATENT", None), ("samples2", "LATENT", None)), (("LATENT", "LATENT"),))}
 SEEDS = ("seed", "noise_seed")      # the page keeps "control after generate" behind these
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 WIDTH, GAP, ROW = 320, 60, 26

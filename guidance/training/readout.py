@@ -5,7 +5,7 @@ Keys of the file (fp16 or fp32), I = 0, 1, ... counting the layers:
     parts.I.{conv1, conv2, conv3, shortcut}.weight        1 x 1 to a quarter of the width, 3 x 3, 1 x 1; behind each parts.I.{norm1, norm2, norm3, norms}.{weight, bias}
     parts.I.time.{weight, bias}                           of 16 sines and cosines of the share of noise t = atan2(s, a) / (pi / 2), added behind conv1
     mixing [layers]                                       the layers' weights before their softmax
-    head.{0, 2}.{weight, bias}                            3 x 3 convolutions; the last one gives the map (spatial), or the vector of a place (appearance)
+    head.{0, 2}.{weight, bias}                            3 x 3 convolutions; the last one gives the map before tanh(h / 4) (spatial), or the vector of a place (appearance)
 """
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from torch import nn
 from ..attention.properties import gathered
 from ..frozen import frozen
 from ..method import BadInput, Method, param, socket
+from .classifier import noised
 from .predictor import BANDS, angle, bands, group_norm, settled
 from .steps import AdamW
 
 KINDS = ("spatial", "appearance")
+SOFT = 4.0      # the hyperbolic tangent's input is divided by it: without, the first steps of a training drive it to where it has no slope
 
 
 class _Part(nn.Module):
@@ -74,8 +76,9 @@ class Readout:
     def channels(self):
         return self.network.head[2].weight.shape[0]
 
-    def read(self, found, batch, sigma, flow, size):
-        """The map [batch, out, height, width], from -1 to 1, or unit vectors [batch, out], of features {layer: [tensors]} that a graph reader kept (guidance.attention.properties)."""
+    def read(self, found, batch, sigma, flow, size, where=None):
+        """Maps [batch, out, *size] from -1 to 1, or unit vectors [batch, out], of features {layer: [tensors]} that a graph reader kept (guidance.attention.properties); where [batch or 1, 1, *size]: what of the picture
+        a vector is taken from."""
         kept = gathered(found, batch)
         missing = [name for name in self.layers if name not in kept]
         if missing:
@@ -85,7 +88,9 @@ class Readout:
         if [f.shape[1] for f in features] != wanted:
             raise BadInput("Readout Guidance", "readout", f"features of {wanted} channels", f"This network's have {[f.shape[1] for f in features]}: the head belongs to another one.")
         out = self.network.to(features[0].device)(features, angle(sigma, flow).float(), size)
-        return out.tanh() if self.kind == "spatial" else F.normalize(out.mean((2, 3)), dim=1)
+        if self.kind == "spatial":
+            return (out / SOFT).tanh()
+        return F.normalize(out.mean((2, 3)) if where is None else (out * where.to(out)).sum((2, 3)), dim=1)
 
     def tensors(self):
         """{key: tensor} of the file."""
@@ -113,12 +118,13 @@ class TrainReadoutHead(Method):
     """Trains a readout head on the MODEL's own features inside the graph: what it is to read is given for clean latents, and it learns to read it at every noise level.
 
         f_l = features of layer l at x = a x0 + s n, s drawn evenly over the schedule;   h = head(sum_l softmax(mixing)_l part_l(f_l, t)),  t = atan2(s, a) / (pi / 2)
-        spatial      mean (tanh(h) - map)^2,  map from -1 to 1: edges, depth, a pose, a mask ... as a picture for each latent
+        spatial      mean (tanh(h / 4) - map)^2,  map from -1 to 1: edges, depth, a pose, a mask ... as a picture for each latent
         appearance   max(0, margin + cos(h, other) - cos(h, same)),  h the mean over places: latents of one group look alike
 
     Layers: the residual blocks of a U-Net's decoder, the values of every third layer of DiTs. The head belongs to that network.
-    Defaults: AdamW 1e-3, 300 steps of 8 (paper: 5000 steps), margin 0.5 (paper), width 64 (paper 384). Deviations: features behind the residual block's addition (paper: before it), the share of noise in
-    place of the network's own embedding of time, a head of two convolutions for three. Paper: Luo et al., arXiv 2312.02150. Cost: an evaluation of 8 latents per step. Correspondence heads are not made.
+    Defaults: AdamW 1e-3, 300 steps of 8 (paper: 5000 steps; 1000 of 1e-4 for appearance), margin 0.5 (paper), width 64 (paper 384). Deviations: features behind the residual block's addition (paper: before it),
+    the share of noise in place of the network's own embedding of time, a head of two convolutions for three, appearance as the mean over places (the released code compares place by place, of pictures that
+    have their things in the same places), a learning rate that falls. Paper: Luo et al., arXiv 2312.02150. Cost: an evaluation of 8 latents per step. Correspondence heads are not made.
     """
 
     node_id = "LodestarTrainReadoutHead"
@@ -151,10 +157,9 @@ class TrainReadoutHead(Method):
             optimiser = None
             for i in range(self.steps):
                 rows = self._rows(len(x0), members, generator)
-                sigma = float(sigma_of(float(torch.rand((), generator=generator)) * 0.98 + 0.01))
-                s = torch.full((len(rows),), sigma)
-                noise = torch.randn(x0[rows].shape, generator=generator)
-                found = {k: [p.detach().clone().float() for p in parts] for k, parts in features_of(((1 - sigma) if flow else 1.0) * x0[rows] + sigma * noise, s).items()}
+                levels = torch.tensor([float(sigma_of(p)) for p in (torch.rand(len(rows), generator=generator) * 0.98 + 0.01).tolist()])
+                x, s = noised(x0[rows], levels, flow, generator)
+                found = {k: [p.detach().clone().float() for p in parts] for k, parts in features_of(x, s).items()}
                 if readout is None:
                     with torch.random.fork_rng(devices=[]):
                         torch.manual_seed(self.seed)

@@ -47,14 +47,39 @@ def test_acts_by_entry_repeats_itself_and_off_is_the_model(lab, kind, what):
 
 
 @pytest.mark.newest
-def test_half_precision_and_another_networks_head(lab):
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_half_precision(lab, dtype):
+    """The moves of the network in half precision are mostly those of the same weights in single precision: the sampled latents differ by less than a move."""
     from lodestar.tests import tiny
     with torch.inference_mode():
-        model = tiny.unet(dtype=torch.bfloat16)
+        half, single = tiny.unet(dtype=dtype), tiny.unet()
+    method = ReadoutGuidance(readout=trained(lab, "unet"), image=lab.image[:1], step_size=0.1, end_percent=1.0)
+    out, expected = (lab.sample(lab.euler, model=lab.attach(m, method), steps=1) for m in (half, single))
+    assert torch.isfinite(out).all()
+    moved = (expected - lab.sample(lab.euler, model=single, steps=1)).abs().mean()
+    assert (out - expected).abs().mean() < moved
+
+
+@pytest.mark.newest
+def test_another_networks_head_and_videos_are_refused(lab):
+    from lodestar.tests import tiny
     method = ReadoutGuidance(readout=trained(lab, "unet"), image=lab.image[:1])
-    assert torch.isfinite(lab.sample(lab.euler, model=lab.attach(model, method), steps=1)).all()
     with pytest.raises(ValueError, match="selects no layer"):
         lab.attach(lab.models["flux"], method)
+
+
+@pytest.mark.newest
+def test_what_an_inpainting_run_keeps_is_kept_and_a_mask_acts(lab):
+    given = {"readout": trained(lab, "unet"), "image": lab.image[:1], "step_size": 0.1, "end_percent": 1.0}
+    left = torch.zeros(1, 16, 16)
+    left[..., :8] = 1
+    whole, part = (lab.sample(lab.euler, model=lab.attach(lab.models["unet"], ReadoutGuidance(mask=m, **given)), steps=2) for m in (None, left))
+    assert torch.isfinite(part).all() and (part - whole).abs().max() > 1e-3
+    known, hole = lab.latent["samples"][:1], torch.zeros(1, 1, 8, 8)
+    hole[..., :4] = 1
+    painted, plain = (lab.sample(lab.euler, model=m, latent=known, mask=hole, steps=2) for m in (lab.attach(lab.models["unet"], ReadoutGuidance(**given)), lab.models["unet"]))
+    torch.testing.assert_close(painted[..., 4:], known[..., 4:], atol=1e-4, rtol=0)
+    assert (painted - plain)[..., :4].abs().max() > 1e-3
 
 
 def test_its_inputs_and_file(lab, monkeypatch, tmp_path):
@@ -70,7 +95,11 @@ def test_its_inputs_and_file(lab, monkeypatch, tmp_path):
         with pytest.raises(ValueError, match="Train Readout Head"):
             lab.node("LodestarTrainReadoutHead", model=lab.models["unet"], positive=lab.positive, latent=lab.latent, steps=1, **given)
     with pytest.raises(ValueError, match="Load Readout Head"):
-        lab.node("LodestarLoadReadoutHead")
+        lab.node("LodestarLoadReadoutHead", file="other.safetensors")
+    bundled, = lab.node("LodestarLoadReadoutHead")
+    assert (bundled.kind, bundled.channels) == ("spatial", 1)
+    with pytest.raises(ValueError, match="belongs to another one"):
+        lab.sample(lab.euler, model=lab.attach(lab.models["unet"], ReadoutGuidance(readout=bundled, image=lab.image[:1])), steps=1)
 
 
 def test_old_hosts_say_so(lab):
