@@ -2,7 +2,7 @@
 from .plan import Claim, Comparison, Cost, Entry, Setup, use
 
 READOUT = "attention.readout_guidance:ReadoutGuidance"
-_BASE = Setup("CFG, w = 4, no reference", 4.0, prompts="crossed")
+_BASE = Setup("CFG, w = 4, Euler ancestral, no reference", 4.0, sampler="euler_ancestral", prompts="crossed")
 _given = dict(readout="$shapes_head", image="$shape_maps")
 _CLAIMS = (Claim("structure", "higher"), Claim("shape_overlap", "higher"))
 _METRICS = ("structure", "shape_overlap", "accuracy", "clipped", "std_ratio", "evaluations")
@@ -10,7 +10,7 @@ _METRICS = ("structure", "shape_overlap", "accuracy", "clipped", "std_ratio", "e
 
 def _led(label, name="", **values):
     """The shapes of the reference against the same prompts, which name no place, without it."""
-    return Comparison(Setup(label, 4.0, (use(READOUT, **_given, **values),), prompts="crossed"), _BASE, _CLAIMS, _METRICS, name, generators=("unet",))
+    return Comparison(Setup(label, 4.0, (use(READOUT, **_given, **values),), "euler_ancestral", prompts="crossed"), _BASE, _CLAIMS, _METRICS, name, generators=("unet",))
 
 
 ENTRIES = (

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ..frozen import frozen
 from ..method import BadInput, Branch, Prompt, param, socket
+from ..training.readout import refuse_what_is_no_picture
 from . import sharing
 from .energy import MapSteer
 from .properties import feature_reader
@@ -29,7 +30,8 @@ class ReadoutGuidance(MapSteer):
     The features are those of the positive prompt; the released code adds the loss of the empty one's. Heads come from Train Readout Head or Load Readout Head and belong to one network, U-Net or DiT.
     Several heads: one node after the other. Their heads for correspondence (drag) are left out.
 
-    Defaults: step 0.02, one per step, first half of the schedule (paper, 100 DDIM steps; with 20 steps take 0.1: the way that it can go is the number of steps times their size).
+    Defaults: step 0.02, one per step, first half of the schedule (paper, 100 DDIM steps with fresh noise; with 20 steps take 0.1: the way that it can go is the number of steps times their size).
+    Take a sampler that adds noise (Euler ancestral, DDPM): what a sign moves where the gradient says little is then forgotten. Deterministic samplers keep it, and the picture becomes grainy.
     Limits: pictures, not videos. Paper: Luo et al., arXiv 2312.02150. Cost: about 3 evaluations of the positive prompt per move, one more with a reference. Identities: step 0; what is read already has no gradient.
     """
 
@@ -91,8 +93,7 @@ class ReadoutGuidance(MapSteer):
 
     def read(self, found, step, where=None):
         """What the head reads, of x as of this step."""
-        if step.x.ndim != 4:
-            raise BadInput(self.title, "model", "a video", "Readout heads are for pictures.")
+        refuse_what_is_no_picture(step.x, self.title, "latent_image")
         return self.readout.read(found, step.x.shape[0], step.sigma.detach().clone(), step.flow, tuple(step.x.shape[-2:]), where)
 
     def where(self, x):

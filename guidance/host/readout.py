@@ -8,6 +8,7 @@ import torch
 from ..attention.properties import feature_reader
 from ..layers import select
 from ..method import BadInput
+from ..training.readout import refuse_what_is_no_picture
 from .examples import samples_of
 from .facts import Facts
 from .features import wrappers
@@ -30,8 +31,7 @@ def train(method, model, positive, latent, maps, groups):
     if not wrappers():
         raise BadInput(method.title, "ComfyUI", "this version", "The features inside its networks cannot be read; use a ComfyUI of December 2024 or newer.")
     samples = samples_of(method.title, latent)
-    if samples.ndim != 4:
-        raise BadInput(method.title, "latent", "a video", "Readout heads are for pictures.")
+    refuse_what_is_no_picture(samples, method.title, "latent")
     reader, seen = layers_of(model, method), {}
 
     def take(observer, found):

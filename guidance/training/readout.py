@@ -26,6 +26,12 @@ KINDS = ("spatial", "appearance")
 SOFT = 4.0      # the hyperbolic tangent's input is divided by it: without, the first steps of a training drive it to where it has no slope
 
 
+def refuse_what_is_no_picture(x, node, field):
+    """BadInput for latents that are neither [n, channels, height, width] nor that with one frame."""
+    if x.ndim != 4 and not (x.ndim == 5 and x.shape[2] == 1):
+        raise BadInput(node, field, "a video" if x.ndim == 5 else "no picture", "Readout heads are for pictures.")
+
+
 class _Part(nn.Module):
     """A layer's features [n, channels, height, width] as [n, width, height, width]."""
 
@@ -101,7 +107,7 @@ class Readout:
 def parse(tensors):
     """The Readout of a file's tensors; ValueError that says what is wrong."""
     try:
-        kind, _, layers = bytes(tensors["about"].tolist()).decode().partition("|")
+        kind, _, layers = bytes(tensors["about"].to(torch.uint8).tolist()).decode().partition("|")
         channels = [tensors[f"parts.{i}.conv1.weight"].shape[1] for i in range(len(layers.split()))]
         with torch.inference_mode(False):      # nodes run in it; gradients go through these
             network = ReadoutHead(channels, tensors["head.2.weight"].shape[0], tensors["head.0.weight"].shape[1])

@@ -142,6 +142,9 @@ def test_what_does_not_fit_is_said():
         head().read({k: features_of(x)["output.1"] for k in LAYERS}, 1, torch.ones(1), False, (8, 8))
     with pytest.raises(BadInput, match="3 pictures"):
         method_of(head(), image=torch.rand(3, 8, 8, 3)).target(torch.zeros(2, 1, 8, 8))
+    for shape, word in (((1, 2, 3, 8, 8), "a video"), ((1, 2, 8), "no picture")):
+        with pytest.raises(BadInput, match=word):
+            method_of(head(), image=torch.rand(1, 8, 8, 3)).read({}, a_step(torch.zeros(shape), 0.5, sigmas=levels(False, 6)))
     with pytest.raises(BadInput, match="one or three"):
         as_map(torch.rand(1, 8, 8, 3), 2, (8, 8), "x")
 
