@@ -1,15 +1,13 @@
 """Training of readout heads in the host: features of single predictions of the MODEL."""
 from __future__ import annotations
 
-import comfy.model_management
-import comfy.utils
 import torch
 
 from ..attention.properties import feature_reader
 from ..layers import select
 from ..method import BadInput
 from ..training.readout import refuse_what_is_no_picture
-from .examples import samples_of
+from .examples import samples_of, ticker
 from .facts import Facts
 from .features import wrappers
 from .geometry import of_model
@@ -38,7 +36,6 @@ def train(method, model, positive, latent, maps, groups):
         seen.update(found)
 
     def work(p):
-        bar = []
         x0 = p.x0.detach().clone()
         device = x0.device
 
@@ -50,11 +47,6 @@ def train(method, model, positive, latent, maps, groups):
                 raise ValueError(f"{method.title}: no features were seen; another node takes the layers {reader.layers} away.")
             return dict(seen)
 
-        def tick(step, total, loss):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if not bar:
-                bar.append(comfy.utils.ProgressBar(total))
-            bar[0].update(1)
         with torch.inference_mode(False):
-            return method.run(x0.clone().cpu(), maps, groups, features_of, p.sampling.percent_to_sigma, p.flow, tick)
+            return method.run(x0.clone().cpu(), maps, groups, features_of, p.sampling.percent_to_sigma, p.flow, ticker())
     return probe(model, {"positive": positive}, latent, work, observers=(reader,), take=take)
