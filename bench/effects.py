@@ -89,9 +89,9 @@ class Bench:
         o = self.options
         return {"host": self.host, "prompts": o.prompts, "seeds": o.seeds, "steps": o.steps, "scheduler": SCHEDULER, "weights": weights_mark(generator)}
 
-    def generators(self):
-        """Those asked for that this host can run."""
-        for generator in ("unet", "dit") if self.options.generator == "both" else (self.options.generator,):
+    def generators(self, known=("unet", "dit")):
+        """Those of the known ones that are asked for and that this host can run."""
+        for generator in known if self.options.generator == "both" else (self.options.generator,):
             try:
                 self.subject(generator)
             except RuntimeError as e:
@@ -129,7 +129,7 @@ class Bench:
         """Measures the methods and writes effects.json after each, the sheets, and effects.md at the end."""
         entries = select(table(), wanted)
         path = self.options.out / "effects.json"
-        generators = list(self.generators())
+        generators = list(self.generators(tuple(g for g in ("unet", "dit", "video") if any(g in c.generators for e in entries.values() for c in e.comparisons))))
         for node_id, entry in entries.items():
             sheets = []
             for generator in generators:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import layout, motion, pairs, references, stats
+from . import layout, motion, pairs, references, searched, stats, videos
 from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
@@ -65,6 +65,10 @@ class Measured:
             return pairs.values(metric, pictures, self.subject.pictures(self.before)[self.main], self.subject.pictures(pairs.depths(self.subject, found)))
         if metric in motion.METRICS:
             return motion.values(metric, self)
+        if metric in searched.METRICS:
+            return searched.outside(self)
+        if metric in videos.METRICS:
+            return videos.values(metric, self)
         source = self.subject.target(found)
         if metric in ("target_distance", "round_trip"):
             return (self.latents[self.main] - source).square().mean((1, 2, 3)).sqrt()
