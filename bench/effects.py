@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from tqdm.auto import tqdm
 
-from . import sheet, store
+from . import restored, sheet, store
 from .figures import Measured, compare
 from .plan import CAPTION_METRICS, Setup, table, verdict
 from .subject import SCHEDULER, SHAPE, Judge, Subject, cases, groups_of, text_of, weights_mark
@@ -33,6 +33,7 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
 - depth_overlap: intersection over union of the things in the picture and those in its depth picture. depth_error: root mean square error of the depth picture to the scene's true depth.
 - place_error, kept: distance in pixels (of 64) of what has the first object's colour from where it is to be (32 where nothing has it), and the share of pictures that show the object itself within 8 pixels of that
   place. known_error: root mean square distance of the latents in the left half, which was known. apart: the same to the next picture of those that are sampled together.
+- psnr, features: of a blurred and noisy picture that was restored, to the true one: peak signal-to-noise ratio in dB, and distance of the measuring network's maps as a share of the true picture's.
 - violations: share of the left half's cells whose rough colour has more red than is allowed.
 - forbidden: share of pictures with the colour that the negative prompt names; the positive prompt names none.
 """
@@ -55,7 +56,7 @@ class Bench:
         return ("effects 1", generator, weights_mark(generator), repr(replace(setup, label="")), setup.sources, self.options.steps, SCHEDULER,
                 [(c.prompt, c.seed, c.extra, c.forbidden, *((c.layout,) if c.layout >= 0 else ()), *((c.source,) if c.source else ())) for c in found],
                 len({c.prompt for c in found}), *(("size", setup.size) if setup.size else ()), *(("adapter", weights_mark("subject_adapter")) if "$subjects" in repr(setup) else ()),
-                *(("pair", weights_mark("unicon_depth")) if "$depth_pair" in repr(setup) else ()))
+                *(("pair", weights_mark("unicon_depth")) if "$depth_pair" in repr(setup) else ()), *map(weights_mark, restored.files(setup)))
 
     def sample(self, generator, setup):
         """The setup's Measured; batches that are in the cache are not sampled again."""

@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import distilled, layout, motion, pairs, references, searched, videos
+from . import distilled, layout, motion, pairs, references, restored, searched, videos
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -176,6 +176,8 @@ class Subject:
             return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
         if text == "$camera":
             return references.camera()
+        if text in restored.VALUES:
+            return restored.value(text, self, batch)
         if text in searched.VALUES:
             return searched.VALUES[text](self, batch)
         if text in videos.VALUES:
@@ -241,13 +243,15 @@ class Subject:
         import comfy.samplers
         if setup.sampler is None or isinstance(setup.sampler, str):
             return comfy.samplers.sampler_object(setup.sampler or "euler")
-        from ..guidance.host import sampler_cfgpp, sampler_edict, sampler_inverse
+        from ..guidance.host import sampler_cfgpp, sampler_edict, sampler_inverse, sampler_start
         from ..guidance.inverse.solver import Solver
         method = self.build(setup.sampler, batch)
         if method.family == "particles":
             from ..guidance.host import sampler_particles
             from ..guidance.particles.swarm import Record
             return sampler_particles.sampler(method.recording(Record()))
+        if method.node_id == "LodestarRestorationStart":
+            return sampler_start.sampler(method)
         return (sampler_inverse if isinstance(method, Solver) else sampler_edict if "edict" in setup.sampler.path else sampler_cfgpp).sampler(method)
 
     def sigmas(self, steps):
@@ -285,6 +289,8 @@ class Subject:
                 out = searched.sampled(self, setup, batch, positive, negative, steps)
             elif setup.task in pairs.TASKS:
                 out = pairs.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
+            elif setup.task in restored.TASKS:
+                out = restored.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in ("distil", "composite"):
                 out = getattr(distilled, setup.task)(self, setup, batch, positive, negative, steps)
             elif setup.task == "beside":
