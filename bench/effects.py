@@ -26,7 +26,7 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
 - rarity: the minority score, 1 - SSIM between a picture and what the model makes of its noisy version.
 - iou, in_box: overlap of the objects with the boxes that they were to have, and the share whose centre is inside; the prompts name no place. objects: both objects there.
 - background, palette: share of pictures with the background of the reference (of the appearance), and how much of the colour histogram they have in common with it; no prompt names a
-  background (of a batch: the first one's alone). structure: overlap with the objects of the structure picture, whatever their colours. background_together, palette_together: the same between the pictures of a batch.
+  background (of a batch: the first one's alone). structure: overlap with the objects of the structure picture, whatever their colours (shape_overlap: intersection over union of their pixels with what differs from the border's colour). background_together, palette_together: the same between the pictures of a batch.
 - hole_error, recovered: root mean square error of the pixels inside the hole, and the share of pictures that have the hidden object's colour and shape again.
 - warmth: how warm the objects' colours are, 10 for red and orange to 0 for blue and cyan, by the measuring network.
 - view_ssim, view_error: structural similarity and root mean square distance to the reference's picture as the moved camera sees it (the true warp).

@@ -56,7 +56,7 @@ class Setup:
     label: str
     cfg: float = 4.0
     methods: tuple = ()
-    sampler: Use | None = None
+    sampler: Use | str | None = None      # a str: one of the host's samplers, in place of Euler
     prompts: str = "captions"
     task: str = "sample"
     steps: int | None = None
@@ -64,7 +64,7 @@ class Setup:
 
     @property
     def sources(self):
-        return "".join(u.source for u in (*self.methods, *((self.sampler,) if self.sampler else ())))
+        return "".join(u.source for u in (*self.methods, self.sampler) if isinstance(u, Use))
 
 
 @dataclass(frozen=True)

@@ -241,8 +241,8 @@ class Subject:
 
     def sampler(self, setup, batch):
         import comfy.samplers
-        if setup.sampler is None:
-            return comfy.samplers.sampler_object("euler")
+        if setup.sampler is None or isinstance(setup.sampler, str):
+            return comfy.samplers.sampler_object(setup.sampler or "euler")
         from ..guidance.host import sampler_cfgpp, sampler_edict, sampler_inverse, sampler_start
         from ..guidance.inverse.solver import Solver
         method = self.build(setup.sampler, batch)

@@ -56,6 +56,7 @@ class Bench:
         self.clip, self.other, self.latent = Clip(specimen), tokens_of(specimen, 3), latent_of(specimen, 4)
         self.mask = torch.zeros(1, 8, 8)
         self.mask[:, :, :4] = 1.0
+        self.map = self.mask[..., None].expand(-1, -1, -1, 3)
         self.positive = self.plain = self.pair = None
 
     def node(self, node_id, **given):
@@ -164,6 +165,7 @@ GIVEN = {
     "LodestarPerturbedAttentionGuidance": lambda b, m: WHOLE,
     "LodestarPixelAwareAttention": lambda b, m: {**WHOLE, **b.pixel_attention()},
     "LodestarPromptToPrompt": lambda b, m: {"clip": b.clip, "latent": b.latent, "source": TEXT, "target": "red ball, green cube", "mode": "replace"},
+    "LodestarReadoutGuidance": lambda b, m: {**WHOLE, "image": b.map, "readout": b.node("LodestarTrainReadoutHead", model=m, positive=b.other, latent=b.latent, image=b.map, steps=1, batch=2, width=32)[0], "step_size": 0.1},
     "LodestarReferenceAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarRegionalPrompts": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarReturnGuidance": lambda b, m: {**WHOLE, "classifier": b.classifier(), "scale": 20.0},
