@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from tqdm.auto import tqdm
 
-from . import sheet, store
+from . import restored, sheet, store
 from .figures import Measured, compare
 from .plan import CAPTION_METRICS, Setup, table, verdict
 from .subject import SCHEDULER, SHAPE, Judge, Subject, cases, groups_of, text_of, weights_mark
@@ -26,13 +26,14 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
 - rarity: the minority score, 1 - SSIM between a picture and what the model makes of its noisy version.
 - iou, in_box: overlap of the objects with the boxes that they were to have, and the share whose centre is inside; the prompts name no place. objects: both objects there.
 - background, palette: share of pictures with the background of the reference (of the appearance), and how much of the colour histogram they have in common with it; no prompt names a
-  background (of a batch: the first one's alone). structure: overlap with the objects of the structure picture, whatever their colours. background_together, palette_together: the same between the pictures of a batch.
+  background (of a batch: the first one's alone). structure: overlap with the objects of the structure picture, whatever their colours (shape_overlap: intersection over union of their pixels with what differs from the border's colour). background_together, palette_together: the same between the pictures of a batch.
 - hole_error, recovered: root mean square error of the pixels inside the hole, and the share of pictures that have the hidden object's colour and shape again.
 - warmth: how warm the objects' colours are, 10 for red and orange to 0 for blue and cyan, by the measuring network.
 - view_ssim, view_error: structural similarity and root mean square distance to the reference's picture as the moved camera sees it (the true warp).
 - depth_overlap: intersection over union of the things in the picture and those in its depth picture. depth_error: root mean square error of the depth picture to the scene's true depth.
 - place_error, kept: distance in pixels (of 64) of what has the first object's colour from where it is to be (32 where nothing has it), and the share of pictures that show the object itself within 8 pixels of that
   place. known_error: root mean square distance of the latents in the left half, which was known. apart: the same to the next picture of those that are sampled together.
+- psnr, features: of a blurred and noisy picture that was restored, to the true one: peak signal-to-noise ratio in dB, and distance of the measuring network's maps as a share of the true picture's.
 - violations: share of the left half's cells whose rough colour has more red than is allowed.
 - forbidden: share of pictures with the colour that the negative prompt names; the positive prompt names none.
 """
@@ -55,7 +56,7 @@ class Bench:
         return ("effects 1", generator, weights_mark(generator), repr(replace(setup, label="")), setup.sources, self.options.steps, SCHEDULER,
                 [(c.prompt, c.seed, c.extra, c.forbidden, *((c.layout,) if c.layout >= 0 else ()), *((c.source,) if c.source else ())) for c in found],
                 len({c.prompt for c in found}), *(("size", setup.size) if setup.size else ()), *(("adapter", weights_mark("subject_adapter")) if "$subjects" in repr(setup) else ()),
-                *(("pair", weights_mark("unicon_depth")) if "$depth_pair" in repr(setup) else ()))
+                *(("pair", weights_mark("unicon_depth")) if "$depth_pair" in repr(setup) else ()), *map(weights_mark, restored.files(setup)))
 
     def sample(self, generator, setup):
         """The setup's Measured; batches that are in the cache are not sampled again."""
@@ -89,9 +90,9 @@ class Bench:
         o = self.options
         return {"host": self.host, "prompts": o.prompts, "seeds": o.seeds, "steps": o.steps, "scheduler": SCHEDULER, "weights": weights_mark(generator)}
 
-    def generators(self):
-        """Those asked for that this host can run."""
-        for generator in ("unet", "dit") if self.options.generator == "both" else (self.options.generator,):
+    def generators(self, known=("unet", "dit")):
+        """Those of the known ones that are asked for and that this host can run."""
+        for generator in known if self.options.generator == "both" else (self.options.generator,):
             try:
                 self.subject(generator)
             except RuntimeError as e:
@@ -129,7 +130,7 @@ class Bench:
         """Measures the methods and writes effects.json after each, the sheets, and effects.md at the end."""
         entries = select(table(), wanted)
         path = self.options.out / "effects.json"
-        generators = list(self.generators())
+        generators = list(self.generators(tuple(g for g in ("unet", "dit", "video") if any(g in c.generators for e in entries.values() for c in e.comparisons))))
         for node_id, entry in entries.items():
             sheets = []
             for generator in generators:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import layout, motion, pairs, references, stats
+from . import layout, motion, pairs, references, restored, searched, stats, videos
 from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
@@ -63,8 +63,14 @@ class Measured:
             return references.values(metric, pictures, found, self.readings(), lambda scenes: self.subject.pictures(self.subject.rendered(scenes)))
         if metric in pairs.METRICS:
             return pairs.values(metric, pictures, self.subject.pictures(self.before)[self.main], self.subject.pictures(pairs.depths(self.subject, found)))
+        if metric in restored.METRICS:
+            return restored.values(metric, pictures, found, self.judge, self.subject)
         if metric in motion.METRICS:
             return motion.values(metric, self)
+        if metric in searched.METRICS:
+            return searched.outside(self)
+        if metric in videos.METRICS:
+            return videos.values(metric, self)
         source = self.subject.target(found)
         if metric in ("target_distance", "round_trip"):
             return (self.latents[self.main] - source).square().mean((1, 2, 3)).sqrt()

@@ -68,6 +68,18 @@ def colours(subject, batch):
     return "\n".join(c.scene.things[0].colour for c in batch)
 
 
+def shape_maps(subject, batch):
+    """Where the references' shapes are [n, SIZE, SIZE, 3]: white on black, one for each."""
+    return torch.stack([references.covered(references.reference_of(c)) for c in batch])[..., None].expand(-1, -1, -1, 3)
+
+
+def shapes_head(subject, batch):
+    """The bundled readout head of shapes."""
+    from ..demo.weights_file import read
+    from ..guidance.training.readout import parse
+    return parse(read("readout_shapes"))
+
+
 def warmth(readings):
     """How warm the colours of the objects seen are, 0 to 10; 5 where there are none."""
     from ..demo.scene_heads import WARM
@@ -75,5 +87,5 @@ def warmth(readings):
 
 
 VALUES = {"$vision": lambda s, b: vision(), "$texts": texts, "$scenes": scenes_of, "$good": lambda s, b: examples(s, b, False), "$bad": lambda s, b: examples(s, b, True), "$styles": styles, "$kinds": kinds,
-          "$colours": colours, "$vgg": lambda s, b: network("vgg"), "$taste": lambda s, b: network("taste")}
+          "$colours": colours, "$vgg": lambda s, b: network("vgg"), "$taste": lambda s, b: network("taste"), "$shape_maps": shape_maps, "$shapes_head": shapes_head}
 METRICS = {"warmth": warmth}

@@ -1,5 +1,5 @@
 """What is measured for score distillation: pictures that were optimised, beside pictures that were sampled."""
-from .plan import Claim, Comparison, Entry, Setup, use
+from .plan import Claim, Comparison, Cost, Entry, Setup, use
 
 SDS = "distillation.sds:SDSGuidance"
 HIFA = "distillation.hifa:HiFAGuidance"
@@ -47,7 +47,8 @@ ENTRIES = (
     _entry("LodestarDenoisedScoreDistillation", distilled("DSD, amount 0.5", use(DSD, amount=0.5)), Claim("frechet", "lower")),
     _entry("LodestarIntervalScoreMatching", distilled("ISM, 1 inversion step, SGD", use(ISM, steps=1, t_min=0.3, t_max=0.7), score=CALM), Claim("frechet", "lower")),
     _entry("LodestarTrajectoryScoreMatching", distilled("TSM, 1 inversion step, SGD", use(TSM, steps=1, t_min=0.3, t_max=0.7), score=CALM), Claim("frechet", "lower")),
-    Entry("LodestarSpatialWordAttention", (_against(_SSDS, _HIGH, (Claim("accuracy", "higher"),)), _against(_MILD, _HIGH, (), "factor 3"))),
+    Entry("LodestarSpatialWordAttention", (_against(_SSDS, _HIGH, (Claim("accuracy", "higher"),)), _against(_MILD, _HIGH, (), "factor 3")),
+          (Cost("Spatial Word Attention", methods=(use(WORDS, words="$relation"),), heavy=False, limit=1.3),)),
     Entry("LodestarCompositeDistillation", (_against(_COLOURED, _GRAY, (Claim("objects", "higher"),), "colour", ("objects", "accuracy", "evaluations")),
                                             _against(_MOVED, _GRAY, (), "colour and place", ("objects", "accuracy", "evaluations")))),
 )

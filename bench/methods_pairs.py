@@ -1,5 +1,5 @@
 """What is measured for pairs of streams."""
-from .plan import CAPTION_METRICS, Claim, Comparison, Entry, Setup, use
+from .plan import CAPTION_METRICS, Claim, Comparison, Cost, Entry, Setup, use
 
 UNICON = "attention.unicon:UniCon"
 _ways = dict(weights="$depth_pair")
@@ -17,5 +17,6 @@ ENTRIES = (
         "LodestarUniCon",      # the scenes' depth is given or asked for; the picture of streams apart is the plain model's
         (_pair("image from condition", "image from depth", (Claim("depth_overlap", "higher"), Claim("accuracy", "not lower", 0.15)), _METRICS + ("depth_overlap",)),
          _pair("condition from image", "depth from image", (Claim("depth_error", "lower"), Claim("depth_overlap", "higher")), ("depth_error", "depth_overlap", "evaluations"), "empty", 1.0),
-         _pair("both", "both", (Claim("depth_overlap", "higher"), Claim("accuracy", "not lower", 0.15)), _METRICS + ("depth_overlap",)))),
+         _pair("both", "both", (Claim("depth_overlap", "higher"), Claim("accuracy", "not lower", 0.15)), _METRICS + ("depth_overlap",))),
+        (Cost("UniCon, picture and depth (twice the rows)", methods=(use(UNICON, **_ways),), task="both", heavy=False),)),
 )

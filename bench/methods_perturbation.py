@@ -30,7 +30,10 @@ ENTRIES = (
     Entry("LodestarSkipLayerGuidance", _pair("SLG, scale 2, all steps", use(SLG, scale=2.0, start_percent=0.0, end_percent=1.0), free=False),
           (Cost("SLG", methods=(use(SLG, start_percent=0.0, end_percent=1.0),), peer=r"(?i)skip.?layer", limit=1.6),
            Cost("SLG, negative only", methods=(use(SLG, start_percent=0.0, end_percent=1.0, mode="negative only"),), limit=1.1))),
-    Entry("LodestarSpatiotemporalSkipGuidance", _pair("STG, scale 2, attention", use(STG, scale=2.0, mode="attention")),
+    Entry("LodestarSpatiotemporalSkipGuidance", _pair("STG, scale 2, attention", use(STG, scale=2.0, mode="attention")) + (
+        Comparison(Setup("STG, scale 2, attention over the frames, w = 2", 2.0, (use(STG, scale=2.0, mode="attention", axis="temporal"),), prompts="video"),
+                   Setup("CFG, w = 2, a video", 2.0, prompts="video"), (Claim("accuracy", "higher"), Claim("flicker", "not higher", 0.005)), ("accuracy", "flicker", "travel", "clipped", "evaluations"),
+                   "over the frames of a video", ("video",)),),
           (Cost("STG", methods=(use(STG),), peer=r"(?i)spatio.?temporal|\bstg", limit=1.6),)),
     Entry("LodestarStochasticSelfGuidance",
           (Comparison(Setup("S2, scale 0.25, w = 4", 4.0, (use(S2),)), CFG, (Claim("accuracy", "not lower", 0.1), Claim("frechet", "lower"))),),

@@ -7,7 +7,7 @@ string: "$weak" (a weakened copy of the generator), "$target" (a target loss per
 embedding of each caption), "$outlines" (the outlines of each caption's scene as a latent; "$outlines_lora": the bundled
 LoRA for them), "$letters" (what the bundled reader is to read; "$reader": that reader; "$vae"), "$pair" (the tokens of an edit that changes words in their places),
 "$reference", "$appearance" (LATENTs of the scenes that pictures look at; "$reference_words", "$appearance_words" their prompts), "$empty" (the prompt without text),
-"$subjects" (both objects as subjects of the bundled image adapter), "$camera" (the warp of bench.references.camera), "$depth_pair" (the bundled weights of pictures and their depth), "$caption" (the whole captions as a conditioning), and those of bench.motion.
+"$subjects" (both objects as subjects of the bundled image adapter), "$camera" (the warp of bench.references.camera), "$depth_pair" (the bundled weights of pictures and their depth), "$caption" (the whole captions as a conditioning), and those of bench.motion and bench.restored.
 """
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Setup:
     """One way to sample. prompts: "captions", "empty", "colourless" or "placed" (two objects, no place), "regional" (the
     objects are in the regions' prompts alone), "pictured" (the prompt names their shapes alone), "graph" (like "placed", with the scenes' relations for a layout), "related" (both objects and their relation), "edit" (captions with another colour
     for the first object, each sampled beside its own caption with the same noise), "styled", "together", "moved", "crossed", "hole", "viewed", "shifted" (bench.references: pictures
-    that look at another one); task: "sample", "inversion", "inpaint" (the rest of the wanted picture is known), "beside" (painted on one canvas with the reference), "distil" or "composite" (bench.distilled: optimised in place of sampled, `steps` iterations), or one of bench.pairs (a picture and its depth); steps: None takes the bench's;
+    that look at another one); task: "sample", "inversion", "inpaint" (the rest of the wanted picture is known), "beside" (painted on one canvas with the reference), "distil" or "composite" (bench.distilled: optimised in place of sampled, `steps` iterations), one of bench.pairs (a picture and its depth), or of bench.restored (a blurred and noisy picture); steps: None takes the bench's;
     size: side of the latent where it is not the trained one."""
 
     label: str
     cfg: float = 4.0
     methods: tuple = ()
-    sampler: Use | None = None
+    sampler: Use | str | None = None      # a str: one of the host's samplers, in place of Euler
     prompts: str = "captions"
     task: str = "sample"
     steps: int | None = None
@@ -64,7 +64,7 @@ class Setup:
 
     @property
     def sources(self):
-        return "".join(u.source for u in (*self.methods, *((self.sampler,) if self.sampler else ())))
+        return "".join(u.source for u in (*self.methods, self.sampler) if isinstance(u, Use))
 
 
 @dataclass(frozen=True)

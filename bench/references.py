@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import torch
 
-from ..demo.scenes import BACKGROUNDS, COLOURS, RELATIONS, SIZE, random_scene
+from ..demo.scenes import BACKGROUNDS, COLOURS, RELATIONS, SIZE, mask_of, random_scene
 from . import layout, motion, stats
 
 KINDS = ("styled", "together", "moved", "crossed", "hole", "viewed", "shifted")
-METRICS = ("background", "palette", "structure", "background_together", "palette_together", "hole_error", "recovered", "view_ssim", "view_error")
+METRICS = ("background", "palette", "structure", "background_together", "palette_together", "hole_error", "recovered", "view_ssim", "view_error", "shape_overlap")
 GROUP = 4          # pictures that are sampled together where they are to agree with each other
 LEVELS = 3         # per channel, of a palette: black, the middle and white, near which the three backgrounds lie
 _MOVES = [(8, 0), (0, 8), (-8, 0), (0, -8), (4, 0), (0, 4), (-4, 0), (0, -4)]      # pixels; a latent cell is 4
@@ -94,6 +94,17 @@ def reference_of(case, appearance=False):
     return (case.appearance if appearance and case.appearance is not None else case.reference) or case.scene
 
 
+def covered(scene):
+    """[SIZE, SIZE] from 0 to 1: where any object of a scene is."""
+    return torch.stack([mask_of(t) for t in scene.things]).amax(0)
+
+
+def drawn(pictures):
+    """Bool [n, h, w]: what differs from the background, which is the middle value of the picture's border."""
+    border = torch.cat((pictures[..., 0, :], pictures[..., -1, :], pictures[..., 0], pictures[..., -1]), -1).median(-1).values
+    return (pictures - border[..., None, None]).abs().amax(1) > 0.2
+
+
 def palette(pictures):
     """Colour histograms [n, LEVELS^3] of pictures [n, 3, h, w], each with sum 1. A value counts for the two levels that it lies between, so that a slightly other shade is nearly the same."""
     centres = torch.linspace(0, 1, LEVELS)[None, None, :, None]
@@ -118,6 +129,9 @@ def values(metric, pictures, cases, readings, rendered):
         return torch.tensor([float(r.background == reference_of(c, True).background) for c, r in zip(cases, readings)])
     if metric == "structure":
         return torch.tensor([places(reference_of(c), r) for c, r in zip(cases, readings)])
+    if metric == "shape_overlap":
+        seen, wanted = drawn(pictures.clamp(0, 1)), torch.stack([covered(reference_of(c)) > 0.5 for c in cases])
+        return (seen & wanted).sum((1, 2)) / (seen | wanted).sum((1, 2)).clamp(min=1)
     if metric == "palette":
         return shared_palette(palette(pictures), palette(rendered([reference_of(c, True) for c in cases])))
     if metric == "hole_error":

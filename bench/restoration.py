@@ -14,6 +14,7 @@ SIDE, STEPS, SEED = 128, 20, 50_001      # pixels; the seed is none of the train
 NAIVE, PLAIN = "A+ y", "plain sampler"
 MASKS = ("inpainting", "missing traces")
 LINEAR = (*MASKS, "super-resolution x4", "Gaussian blur", "motion blur", "given kernel", "colourisation", "random projection", "wavelet")
+SHOWN = ("inpainting", "super-resolution x4", "Gaussian blur", "JPEG", "low light")      # on the help pages of the solvers
 BLURS = ("Gaussian blur", "motion blur", "given kernel", "low light")      # what blind solvers are measured on
 
 
@@ -37,6 +38,7 @@ class Entry:
     reduction: str = "norm"
     steps: int = STEPS
     only: tuple = ()      # names of tasks, where it is for some alone
+    shown: bool = True      # whether its figures stand for its node
     guess: bool = False      # whether it is told GUESSES, not the true operator: a blind solver's first guess
 
     def chosen(self, task):
@@ -89,9 +91,9 @@ def entries():
         Entry("Latent Posterior Sampling (PSLD)", psld.LatentPosteriorSampling, {"scale": 2.0}, "scale"),
         Entry("Decoupled Posterior Sampling (DAPS), 2 ahead, 6 rounds", daps.DecoupledPosteriorSampling, {"ahead": 2, "rounds": 6}),
         Entry("Tractable Steering (CoPaint), 1 round", copaint.TractableSteering, {"rounds": 1, "rate": 0.1, "tries": 2}, only=("inpainting", "missing traces", "super-resolution x4")),
-        Entry("Blind Posterior Sampling, first guess kept", blind.BlindPosteriorSampling, {"rate": 0.0, "scale": 1.0}, "scale", only=BLURS, guess=True),
+        Entry("Blind Posterior Sampling, first guess kept", blind.BlindPosteriorSampling, {"rate": 0.0, "scale": 1.0}, "scale", only=BLURS, shown=False, guess=True),
         Entry("Blind Posterior Sampling", blind.BlindPosteriorSampling, {"rate": 0.2, "inner": 20, "scale": 1.0}, "scale", only=BLURS, guess=True),
-        Entry("Blind Posterior Sampling, frequency-aware", blind.BlindPosteriorSampling, {"rate": 0.2, "inner": 20, "scale": 0.5, "frequency": 1.0}, "scale", only=BLURS, guess=True),
+        Entry("Blind Posterior Sampling, frequency-aware", blind.BlindPosteriorSampling, {"rate": 0.2, "inner": 20, "scale": 0.5, "frequency": 1.0}, "scale", only=BLURS, shown=False, guess=True),
         Entry("RePaint, 3 rounds", repaint.RePaint, {"rounds": 3}, only=MASKS),
         Entry("Loss-Guided Diffusion, 2 samples", lgd.LossGuidedDiffusion, {"samples": 2, "scale": 4.0}, "scale"),
         Entry("Training-Free Guidance, mu alone", tfg.TrainingFreeGuidance, {"rho": 0.0, "mu": 0.5, "smoothing": 0.0, "iterations": 1}, "mu"),
@@ -217,7 +219,23 @@ def run(args, version):
             print(f"{task}, {name}: {row['psnr'][0]:.2f} dB, features {row['feature'][0]:.3f}, correct {row['correct'][0]:.0%}", flush=True)
         data = {"host": version, "pictures": len(pictures), "steps": STEPS, "tasks": rows}
         write_json(path, data)
+        write_json(args.out / "restored.json", {"methods": effects(data)})
         (args.out / "restoration.md").write_text(page(data), encoding="utf-8")
+
+
+def effects(data):
+    """What stands for each solver's node, in the form of effects.json: PSNR with the plain sampler's beside it."""
+    found = {}
+    for e in entries():
+        for task in SHOWN:
+            row, plain = (data["tasks"].get(task, {}).get(name) for name in (e.name, PLAIN))
+            if not e.shown or row is None or plain is None:
+                continue
+            (value, low, high), (gain, worst, best) = row["psnr"], row["gain"]
+            found.setdefault(e.cls.node_id, {}).setdefault("unet", {})[f"PSNR in dB, {task}"] = {
+                "value": value, "low": low, "high": high, "claimed": "higher", "reached": worst > 0, "verdict": "reached" if worst > 0 else "opposite" if best < 0 else "not resolved",
+                "base": {"value": plain["psnr"][0]}, "difference": {"value": gain, "low": worst, "high": best}, "setup": e.name, "base_setup": PLAIN, "pictures": data["pictures"]}
+    return found
 
 
 def page(data):

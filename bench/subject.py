@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import distilled, layout, motion, pairs, references
+from . import distilled, layout, motion, pairs, references, restored, searched, videos
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -28,7 +28,7 @@ SHAPE = (16, 16, 16)
 class Case:
     """One picture to make. `extra`: only for diversity. `forbidden`: the colour that is not wanted, where prompts name none. `layout`: number of the wanted
     boxes (bench.layout), where prompts name no place. `source`: the caption before an edit, whose picture is sampled beside it. `reference`, `appearance`: scenes
-    that the picture looks at, `group`: the number of those that are sampled together (bench.references)."""
+    that the picture looks at, `group`: the number of those that are sampled together (bench.references), `frame`: the number within its video (bench.videos)."""
 
     scene: object
     prompt: int
@@ -40,10 +40,11 @@ class Case:
     reference: object = None
     appearance: object = None
     group: int = -1
+    frame: int = 0
 
     def noise(self, size=None):
         shape = SHAPE if size is None else (SHAPE[0], size, size)
-        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.prompt))
+        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.prompt + 104_729 * self.frame))
 
 
 def cases(prompts, seeds, kind="captions", task="sample"):
@@ -63,6 +64,8 @@ def cases(prompts, seeds, kind="captions", task="sample"):
         found = [distilled.by_relation(c) for c in found]
     if kind == "graph":
         found = [replace(c, layout=RELATIONS.index(c.scene.relation)) for c in found]
+    if kind == videos.KIND:
+        return videos.cases(found)
     return references.cases(found, kind) if kind in references.KINDS else found
 
 
@@ -93,7 +96,7 @@ def groups_of(found, size):
 def weights_mark(generator):
     """A short text that changes when the weights that a generator's pictures come from do."""
     digest = hashlib.sha256()
-    for path in sorted(Path(FOLDER) / f"{name}.safetensors" for name in (generator, "text", "latents")):
+    for path in sorted(Path(FOLDER) / f"{name}.safetensors" for name in {"video": ("video", "unet")}.get(generator, (generator,)) + ("text", "latents")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -173,6 +176,12 @@ class Subject:
             return self.encode([references.reference_of(c, text == "$appearance_words").caption for c in batch])
         if text == "$camera":
             return references.camera()
+        if text in restored.VALUES:
+            return restored.value(text, self, batch)
+        if text in searched.VALUES:
+            return searched.VALUES[text](self, batch)
+        if text in videos.VALUES:
+            return videos.moving(self, batch)
         if text in motion.VALUES:
             return motion.value(text, self, batch)
         if text == "$caption":
@@ -232,16 +241,18 @@ class Subject:
 
     def sampler(self, setup, batch):
         import comfy.samplers
-        if setup.sampler is None:
-            return comfy.samplers.sampler_object("euler")
-        from ..guidance.host import sampler_cfgpp, sampler_inverse
+        if setup.sampler is None or isinstance(setup.sampler, str):
+            return comfy.samplers.sampler_object(setup.sampler or "euler")
+        from ..guidance.host import sampler_cfgpp, sampler_edict, sampler_inverse, sampler_start
         from ..guidance.inverse.solver import Solver
         method = self.build(setup.sampler, batch)
         if method.family == "particles":
             from ..guidance.host import sampler_particles
             from ..guidance.particles.swarm import Record
             return sampler_particles.sampler(method.recording(Record()))
-        return (sampler_inverse if isinstance(method, Solver) else sampler_cfgpp).sampler(method)
+        if method.node_id == "LodestarRestorationStart":
+            return sampler_start.sampler(method)
+        return (sampler_inverse if isinstance(method, Solver) else sampler_edict if "edict" in setup.sampler.path else sampler_cfgpp).sampler(method)
 
     def sigmas(self, steps):
         import comfy.samplers
@@ -273,9 +284,13 @@ class Subject:
         with torch.inference_mode(), self.counting() as rows:
             begin = time.perf_counter()
             if setup.task == "inversion":
-                out = self._round_trip(setup, batch, positive, steps)
+                out = self._round_trip(setup, batch, positive, negative, steps)
+            elif setup.task in searched.TASKS:
+                out = searched.sampled(self, setup, batch, positive, negative, steps)
             elif setup.task in pairs.TASKS:
                 out = pairs.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
+            elif setup.task in restored.TASKS:
+                out = restored.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in ("distil", "composite"):
                 out = getattr(distilled, setup.task)(self, setup, batch, positive, negative, steps)
             elif setup.task == "beside":
@@ -310,22 +325,20 @@ class Subject:
         rows, columns = target_part("left", *out.shape[-2:])
         return out[..., rows, columns]
 
-    def _round_trip(self, setup, batch, positive, steps):
+    def _round_trip(self, setup, batch, positive, negative, steps):
         """The pictures' latents after inversion and replay."""
+        if "EDICT" in setup.methods[0].path:
+            return searched.returned(self, setup, batch, positive, negative, steps)
         import comfy.samplers
-        import comfy.utils
 
         from ..guidance.host.inversion import invert
         method = replace(self.build(setup.methods[0], batch), steps=steps, scheduler=SCHEDULER, cfg=setup.cfg)
-        before, comfy.utils.PROGRESS_BAR_ENABLED = getattr(comfy.utils, "PROGRESS_BAR_ENABLED", True), False
-        try:
-            _, noise, sigmas = invert(method, self.model, positive, None, {"samples": self.target(batch)})
-        finally:
-            comfy.utils.PROGRESS_BAR_ENABLED = before
+        with searched.quiet():
+            _, noise, sigmas = invert(method, self.model, positive, None if setup.cfg == 1.0 else negative, {"samples": self.target(batch)})
         empty = torch.zeros(len(batch), *SHAPE)
         guider = comfy.samplers.CFGGuider(self.model)
-        guider.set_conds(positive, positive)
-        guider.set_cfg(1.0)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(setup.cfg)
         return guider.sample(noise.generate_noise({"samples": empty}), empty, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
 
     def pictures(self, latents):

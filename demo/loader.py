@@ -2,6 +2,7 @@
 
     model, clip, vae = load_demo_model("unet")     # eps prediction, the host's UNetModel
     model, clip, vae = load_demo_model("dit")      # flow matching, the host's Flux
+    model, clip, vae = load_demo_model("video")    # the U-Net with layers over the frames, which are the batch (like SVD)
 
 Latents are [batch, 16, h, w]; one 64 px scene is 16 x 16 of them and leaves the VAE as a 128 px picture, so that the
 host's factor of 8 between latents and pictures holds. Needs ComfyUI's `comfy` on the path. Keeps nothing between calls.
@@ -9,6 +10,7 @@ host's factor of 8 between latents and pictures holds. Needs ComfyUI's `comfy` o
 import importlib.util
 import os
 
+import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as management
@@ -22,7 +24,7 @@ from .loader_clip import make_clip
 from .loader_vae import make_vae
 from .weights_file import FOLDER, read
 
-KINDS = ("unet", "dit")
+KINDS = ("unet", "dit", "video")
 FLOW_NEEDS = "0.3.64"
 
 
@@ -65,6 +67,21 @@ def _unet(code):
     return _Config(config, settings, code), comfy.model_base.BaseModel, comfy.model_base.ModelType.EPS, networks.unet
 
 
+class DemoVideo(comfy.model_base.BaseModel):
+    """The batch is one video, frame after frame."""
+
+    def extra_conds(self, **kwargs):
+        out = super().extra_conds(**kwargs)
+        out["num_video_frames"] = comfy.conds.CONDConstant(kwargs["noise"].shape[0])
+        return out
+
+
+def _video(code):
+    config, _, kind, _ = _unet(code)
+    shape = {k: v for k, v in config.unet_config.items() if k != "use_linear_in_transformer"}
+    return _Config({**networks.VIDEO, **shape}, config.sampling_settings, code), DemoVideo, kind, networks.video
+
+
 def _dit(code):
     if importlib.util.find_spec("comfy.ldm.flux") is None or not hasattr(comfy.model_base, "Flux"):
         raise RuntimeError(f'This ComfyUI is too old for the flow model "dit": it has no Flux network. It needs ComfyUI {FLOW_NEEDS} or newer; '
@@ -95,8 +112,10 @@ def load_demo_patcher(kind, dtype=None, folder=FOLDER, disable_dynamic=False):
     if kind not in KINDS:
         raise ValueError(f"unknown demo model {kind!r}; there are: {', '.join(KINDS)}")
     code = read("latents", folder)
-    config, base, model_type, build = (_unet if kind == "unet" else _dit)(code)
+    config, base, model_type, build = {"unet": _unet, "dit": _dit, "video": _video}[kind](code)
     weights = read(kind, folder)
+    if kind == "video":      # its file holds what is added to the U-Net
+        weights = {**networks.of_frames(read("unet", folder)), **weights}
     device, offload = management.get_torch_device(), management.unet_offload_device()
     dtype = dtype or _storage_dtype(weights)
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, config.supported_inference_dtypes))
@@ -125,7 +144,7 @@ def load_demo_patcher(kind, dtype=None, folder=FOLDER, disable_dynamic=False):
 def load_demo_model(kind, dtype=None, folder=FOLDER):
     """(ModelPatcher, CLIP, VAE) of one bundled generator, in well under a second.
 
-    kind: "unet" (eps prediction, 1000 steps of Stable Diffusion's schedule) or "dit" (flow matching, t = sigma in 0..1).
+    kind: "unet" (eps prediction, 1000 steps of Stable Diffusion's schedule), "dit" (flow matching, t = sigma in 0..1) or "video" (eps prediction; the batch is one video's frames).
     dtype: in which the network's weights are kept; None lets the host choose. folder: where the weight files are.
     Raises ValueError for an unknown kind or a damaged file, FileNotFoundError for a missing one (both name it), and
     RuntimeError where this host has no network for the kind."""

@@ -1,6 +1,6 @@
 """Trains the pair of streams that comes with the pack (demo/unicon.py): pictures and their depth, each at a noise level of its own. The bundled U-Net's own weights stay as they are.
 
-    python -m demo.train_unicon --host PATH_OF_COMFYUI --out demo/weights [--steps 200] [--batch 8] [--rate 3e-3] [--seed 0]
+    python -m demo.train_unicon --host PATH_OF_COMFYUI --out demo/weights [--steps 1000] [--batch 8] [--rate 2e-3] [--seed 0]
 
 As in the authors' training the two levels are independent; in two steps of five one stream is clean, because these few steps would seldom see the levels that a given picture has.
 """
@@ -78,7 +78,7 @@ def loss_of(network, attached, weights, made, alpha, generator):
 
 
 def main():
-    o = options(__doc__.splitlines()[0], 200, 8)
+    o = options(__doc__.splitlines()[0], 1000, 8)
     import_host(o.host)
     torch.set_grad_enabled(True)
     network, alpha = frozen_unet(o.out)

@@ -31,6 +31,7 @@ HELP = "web/docs"
 WORKFLOWS = "example_workflows"
 EFFECTS = ROOT / "docs" / "effects" / "effects.json"
 READINGS = ROOT / "docs" / "effects" / "readings.json"      # of nodes that read a picture and sample none, in the form of EFFECTS
+RESTORED = ROOT / "docs" / "effects" / "restored.json"      # of what restores measurements, in the same form
 FIGURES = ("value", "low", "high", "claimed", "reached")
 
 
@@ -97,9 +98,9 @@ def load_effects(path=EFFECTS):
 
 
 def measured():
-    """Effects and readings together, as load_effects has them."""
+    """Effects, readings and restorations together, as load_effects has them."""
     found = {node_id: {generator: dict(metrics) for generator, metrics in generators.items()} for node_id, generators in load_effects().items()}
-    for node_id, generators in load_effects(READINGS).items():
+    for node_id, generators in [pair for path in (READINGS, RESTORED) for pair in load_effects(path).items()]:
         for generator, metrics in generators.items():
             found.setdefault(node_id, {}).setdefault(generator, {}).update(metrics)
     return found

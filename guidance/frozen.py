@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import MISSING, FrozenInstanceError
 
 
@@ -21,9 +22,20 @@ def frozen(cls=None, /, *, eq=True):
     return cls
 
 
+@functools.cache
+def _fields(cls):
+    return dataclasses.fields(cls)
+
+
+@functools.cache
+def _compared(cls):
+    """The names of the fields that say whether two are equal; every layer of a network asks for them."""
+    return tuple(f.name for f in dataclasses.fields(cls) if f.compare)
+
+
 def _init(self, *args, **given):
     cls = type(self)
-    names = dataclasses.fields(cls)
+    names = _fields(cls)
     if len(args) > len(names):
         raise TypeError(f"{cls.__name__}() takes {len(names)} values, {len(args)} were given")
     place = vars(self)
@@ -49,7 +61,7 @@ def _init(self, *args, **given):
 
 
 def _values(self):
-    return tuple(getattr(self, f.name) for f in dataclasses.fields(self) if f.compare)
+    return tuple([getattr(self, name) for name in _compared(type(self))])
 
 
 def _repr(self):

@@ -18,6 +18,11 @@ ROUTES = ("network", "checkpoint", "none")
 LOSS_SCALE = 2.0 ** 10     # keeps fp16 gradients out of the subnormals; divided out in float32
 
 
+def rms(t):
+    """Root mean square per sample, shaped to broadcast; summed in float32."""
+    return t.float().square().mean(tuple(range(1, t.ndim)), keepdim=True).sqrt().to(t)
+
+
 class _Handles(weakref.WeakValueDictionary):
     """{identity of a saved tensor: its handle} of PyTorch's context, without those that were copied already: such a tensor may be gone, and another one be at its address."""
 

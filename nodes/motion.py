@@ -5,23 +5,26 @@ from ._define import Input, NodeDef, Output, Shown, category
 from .losses import _node as loss_node
 from .solvers import _node as solver_node
 
-NONE = "none in models/optical_flow"
+BUNDLED = "bundled: flat shapes"
 FLOW, NETWORK = "LODESTAR_FLOW", "LODESTAR_FLOW_NETWORK"
 SERVES = MotionGuidance.node_id
 
 
 def _files():
     from ..guidance.host.weight_files import FLOWS, names
-    return names(FLOWS) or [NONE]
+    return [BUNDLED, *names(FLOWS)]
 
 
 def _network(file, updates):
     import torch
 
-    from ..guidance.host.weight_files import FLOWS, load as tensors
-    from ..guidance.loss.flow import raft_of
+    from ..guidance.loss.flow import FlowEstimator, raft_of
     title = "Load Flow Network"
     with torch.inference_mode(False):      # gradients go through it
+        if file == BUNDLED:
+            from ..demo.flow import WORKS_AT, load
+            return (FlowEstimator(load(), WORKS_AT, 8, WORKS_AT, "bundled"),)
+        from ..guidance.host.weight_files import FLOWS, load as tensors
         return (raft_of({k: v.clone() for k, v in tensors(title, "file", file, FLOWS).items()}, title, file, updates),)
 
 
@@ -74,13 +77,16 @@ NODES = (
         node_id="LodestarLoadFlowNetwork",
         title="Load Flow Network",
         category=category("loss"),
-        description="RAFT, a network that estimates how far each pixel moves between two pictures.",
-        inputs=(Input("file", "COMBO", "A safetensors file in models/optical_flow with torchvision's RAFT (small or large).", NONE, choices=_files),
+        description="A network that estimates how far each pixel moves between two pictures: the small one that comes with the pack, or RAFT.",
+        inputs=(Input("file", "COMBO", "The bundled network, for flat shapes, or a safetensors file in models/optical_flow with torchvision's RAFT (small or large).", BUNDLED, choices=_files),
                 Input("updates", "INT", "RAFT's iterations. The paper's authors take 5.", 5, 1, 64, 1, optional=True, advanced=True)),
         outputs=(Output(NETWORK, "network", "For Flow Motion Loss and Estimate Flow."),),
         run=_network,
         part_of=SERVES,
-        help="""Convert the weights that torchvision publishes (raft_small_C_T_V2, raft_large_C_T_SKHT_V2) to safetensors with their keys as they are. Files of the original RAFT repository have other keys and
+        help="""The bundled network has 0.23 million parameters, works at 64 pixels (larger pictures are made smaller) and was trained by demo/train_flow.py for 9 minutes on moved scenes like those that
+the bundled models draw; its errors are in demo/weights/flow.json. It is of no use for photographs.
+
+RAFT: convert the weights that torchvision publishes (raft_small_C_T_V2, raft_large_C_T_SKHT_V2) to safetensors with their keys as they are. Files of the original RAFT repository have other keys and
 are refused.
 """,
     ),

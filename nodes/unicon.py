@@ -54,7 +54,7 @@ safetensors file with its keys as they are, where it holds the LoRAs too:
 BLOCK is diffusers' name of a transformer block, e.g. down_blocks.0.attentions.1.transformer_blocks.0. A is [rank, width], B [width, rank]; there is no alpha, it equals the rank. Where the pickle has conv1n alone,
 add the LoRA files' keys with the name of their folder in front: xy_lora.unet.BLOCK.attn1n.to_q.lora.down.weight. An ordinary LoRA has other keys and is refused: it belongs to Load LoRA.
 
-The bundled file is for the demo model "unet": pictures of the demo scenes and their depth, in which larger things are nearer and brighter. It was trained by demo/train_unicon.py, for 200 steps:
+The bundled file is for the demo model "unet": pictures of the demo scenes and their depth, in which larger things are nearer and brighter. It was trained by demo/train_unicon.py, for 1,000 steps:
 pictures follow a given depth; in the depth of a given picture the things are in their places, but its background is gray, not black.
 """,
     ),

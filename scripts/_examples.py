@@ -15,13 +15,13 @@ SIZE, SEED, STEPS, CFG = 128, 16, 20, 4.0
 class Scene:
     """The nodes that nearly every example has."""
 
-    def __init__(self, definitions, note, prompt=PROMPT, negative="", model="unet", size=SIZE):
+    def __init__(self, definitions, note, prompt=PROMPT, negative="", model="unet", size=SIZE, batch=1):
         self.graph = g = Graph(definitions, note)
         self.load = g.add("LodestarLoadDemoModel", model=model)
         self.model, self.clip, self.vae = self.load[0], self.load[1], self.load[2]
         self.positive = g.add("CLIPTextEncode", "Positive prompt", text=prompt, clip=self.clip)[0] if prompt is not None else None
         self.negative = g.add("CLIPTextEncode", "Negative prompt", text=negative, clip=self.clip)[0]
-        self.latent = g.add("EmptyLatentImage", width=size, height=size)[0]
+        self.latent = g.add("EmptyLatentImage", width=size, height=size, **({"batch_size": batch} if batch > 1 else {}))[0]
 
     def sample(self, model=None, positive=None, seed=SEED, cfg=CFG, title=None):
         return self.graph.add("KSampler", title, model=model or self.model, seed=seed, steps=STEPS, cfg=cfg, sampler_name="euler", scheduler="normal",

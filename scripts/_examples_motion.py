@@ -44,11 +44,14 @@ def _motion(definitions, definition, name):
 
 
 def _estimate(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: {definition.description} It needs RAFT in models/optical_flow. Two pictures, and how the first becomes the second.", "a red circle")
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Two frames of a video by the demo model, and how the first becomes the second.", "a large red circle", model="video", batch=8)
     g = scene.graph
-    first, second = (scene.decode(scene.sample(seed=SEED + i, title=title)) for i, title in ((3, "The picture before"), (5, "The picture after")))
-    network = g.add("LodestarLoadFlowNetwork", file="raft_small.safetensors")[0]
+    video = scene.sample(title="Makes a video")
+    first, second = (scene.decode(g.add("LatentFromBatch", title, samples=video, batch_index=i, length=1)[0]) for i, title in ((0, "The first frame"), (7, "The last frame")))
+    network = g.add("LodestarLoadFlowNetwork")[0]
     flow = g.add(definition.node_id, network=network, first=first, second=second)[0]
+    g.add("SaveImage", "The first frame", images=first, filename_prefix=f"lodestar/{name}_first")
+    g.add("SaveImage", "The last frame", images=second, filename_prefix=f"lodestar/{name}_last")
     g.add("SaveImage", "The flow", images=g.add("LodestarShowFlow", flow=flow)[0], filename_prefix=f"lodestar/{name}")
     return g
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from ._examples import PROMPT, SEED, STEPS, Scene, guided
+from ._examples import PROMPT, SEED, SIZE, Scene, guided
 from ._graph import Graph
 
 # examples with models that do not come with the pack, and what their picture says
-NEEDS_WEIGHTS = {"estimate_flow": "Estimate Flow\n\nThis example needs\ntorchvision's RAFT small\n(raft_small.safetensors).",
-                 "temporal_attention_temperature": "Temporal Attention Temperature\n\nThis example needs\nStable Video Diffusion\n(svd.safetensors).",
-                 "controlnorm": "ControlNorm\n\nThis example needs\nSD1.5, a ControlNet and\nthe projections trained for it."}
+NEEDS_WEIGHTS = {"controlnorm": "ControlNorm\n\nThis example needs\nSD1.5, a ControlNet and\nthe projections trained for it."}
 
 
 def _entropy(definitions, definition, name):
@@ -20,17 +18,15 @@ def _draft(definitions, definition, name):
 
 
 def _temperature(definitions, definition, name):
-    g = Graph(definitions, f"{definition.title}: {definition.description} Needs the checkpoint of Stable Video Diffusion (svd.safetensors) and a picture of your own; "
-                           "the white rectangle is where something moves.")
-    load = g.add("ImageOnlyCheckpointLoader", ckpt_name="svd.safetensors")
-    picture = g.add("LoadImage")
-    still = g.add("SolidMask", "Nothing", value=0.0, width=1024, height=576)
-    moving = g.add("SolidMask", "Where something moves", value=1.0, width=320, height=480)
-    mask = g.add("MaskComposite", destination=still[0], source=moving[0], x=352, y=48, operation="add")
-    cond = g.add("SVD_img2vid_Conditioning", clip_vision=load[1], init_image=picture[0], vae=load[2])
-    model = g.add(definition.node_id, model=load[0], mask=mask[0])
-    samples = g.add("KSampler", model=model[0], seed=SEED, steps=STEPS, cfg=2.5, sampler_name="euler", scheduler="karras", positive=cond[0], negative=cond[1], latent_image=cond[2])
-    g.add("SaveImage", "The frames", images=g.add("VAEDecode", samples=samples[0], vae=load[2])[0], filename_prefix=f"lodestar/{name}")
+    scene = Scene(definitions, f"{definition.title}: {definition.description} A video of eight frames; the white square of the mask is where something moves. Above with the node, below without.",
+                  "a large red circle", model="video", batch=8)
+    g = scene.graph
+    still = g.add("SolidMask", "Nothing", value=0.0, width=SIZE, height=SIZE)
+    moving = g.add("SolidMask", "Where something moves", value=1.0, width=64, height=64)
+    mask = g.add("MaskComposite", destination=still[0], source=moving[0], x=32, y=32, operation="add")
+    model = g.add(definition.node_id, model=scene.model, mask=mask[0])[0]
+    scene.save(scene.sample(model, title="With the node"), name, "With the node")
+    scene.save(scene.sample(title="Without it"), f"{name}_without", "Without it")
     return g
 
 

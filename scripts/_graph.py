@@ -37,12 +37,7 @@ CORE |= {
         ("start_percent", "FLOAT", 0.0), ("end_percent", "FLOAT", 1.0)), (("CONDITIONING", "positive"), ("CONDITIONING", "negative"))),
     "CheckpointLoaderSimple": ("Load Checkpoint", (("ckpt_name", "COMBO", ""),), (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"))),
     "SetLatentNoiseMask": ("Set Latent Noise Mask", (("samples", "LATENT", None), ("mask", "MASK", None)), (("LATENT", "LATENT"),)),
-    "ImageOnlyCheckpointLoader": ("Image Only Checkpoint Loader (img2vid model)", (("ckpt_name", "COMBO", ""),),
-                                  (("MODEL", "MODEL"), ("CLIP_VISION", "CLIP_VISION"), ("VAE", "VAE"))),
     "LoadImage": ("Load Image", (("image", "COMBO", "example.png"),), (("IMAGE", "IMAGE"), ("MASK", "MASK"))),
-    "SVD_img2vid_Conditioning": ("SVD_img2vid_Conditioning", (
-        ("clip_vision", "CLIP_VISION", None), ("init_image", "IMAGE", None), ("vae", "VAE", None), ("width", "INT", 1024), ("height", "INT", 576), ("video_frames", "INT", 14),
-        ("motion_bucket_id", "INT", 127), ("fps", "INT", 6), ("augmentation_level", "FLOAT", 0.0)), (("CONDITIONING", "positive"), ("CONDITIONING", "negative"), ("LATENT", "latent"))),
     "SolidMask": ("SolidMask", (("value", "FLOAT", 1.0), ("width", "INT", 512), ("height", "INT", 512)), (("MASK", "MASK"),)),
     "MaskComposite": ("MaskComposite", (("destination", "MASK", None), ("source", "MASK", None), ("x", "INT", 0), ("y", "INT", 0), ("operation", "COMBO", "multiply")),
                       (("MASK", "MASK"),)),
@@ -51,6 +46,7 @@ CORE |= {"CLIPVisionEncode": ("CLIP Vision Encode", (("clip_vision", "CLIP_VISIO
          "MaskToImage": ("Convert Mask to Image", (("mask", "MASK", None),), (("IMAGE", "IMAGE"),))}
 CORE |= {"EmptyImage": ("EmptyImage", (("width", "INT", 512), ("height", "INT", 512), ("batch_size", "INT", 1), ("color", "INT", 0)), (("IMAGE", "IMAGE"),)),
          "ImageCompositeMasked": ("ImageCompositeMasked", (("destination", "IMAGE", None), ("source", "IMAGE", None), ("x", "INT", 0), ("y", "INT", 0), ("resize_source", "BOOLEAN", False)), (("IMAGE", "IMAGE"),))}
+CORE |= {"LatentFromBatch": ("Latent From Batch", (("samples", "LATENT", None), ("batch_index", "INT", 0), ("length", "INT", 1)), (("LATENT", "LATENT"),))}
 SEEDS = ("seed", "noise_seed")      # the page keeps "control after generate" behind these
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 WIDTH, GAP, ROW = 320, 60, 26

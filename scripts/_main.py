@@ -82,6 +82,9 @@ class Tally:
         return f"{passed} passed, {failed} failed, {skipped} skipped"
 
 
+SERVED = (os.path.join("tests", "host", "test_workflows.py"), os.path.join("tests", "browser"))      # what asks a running server
+
+
 def _split(arguments: list[str]) -> tuple[list[str], list[str] | None, list[str] | None]:
     """(options, unit paths, host paths); None where the user named paths, but none of that kind."""
     options, unit, host = [], [], []
@@ -168,8 +171,12 @@ def test(arguments: list[str]) -> int:
             page = _envs.frontend(host) if os.path.isdir(os.path.join(ROOT, "tests", "browser")) else None
             place = "newest" if named else _hosts.place(host, [h for h, _ in prepared])
             env = _environment(host, **one, LODESTAR_HOST_PLACE=place, **({"LODESTAR_HOST_PAGE": page} if page else {}))
-            name = f"{len(jobs)}"
-            jobs.append((f"{host}, in part" if place == "between" else str(host), _pytest(python, host_paths, options, reports / f"{name}.xml", env), env, reports / f"{name}.log"))
+            parts = [(", in part" if place == "between" else "", host_paths, [])]
+            if many and not named and place != "between":      # two jobs of about the same length, so that no core is idle for long
+                parts = [(", inside", host_paths, [f"--ignore={os.path.join(ROOT, p)}" for p in SERVED]), (", by its server and its page", [os.path.join(ROOT, p) for p in SERVED], [])]
+            for mark, paths, more in parts:
+                name = f"{len(jobs)}"
+                jobs.append((f"{host}{mark}", _pytest(python, paths, [*options, *more], reports / f"{name}.xml", env), env, reports / f"{name}.log"))
         results = {}
 
         def done(index, code):

@@ -19,7 +19,7 @@ import inspect
 import json
 import re
 
-from ..guidance.catalogue import HELP, READINGS, ROOT, help_of, load_effects, measured, nodes, records, workflow_of
+from ..guidance.catalogue import HELP, READINGS, RESTORED, ROOT, help_of, load_effects, measured, nodes, records, workflow_of
 from .make_workflows import stale, write
 
 README, METHODS = "README.md", "docs/methods.md"
@@ -124,14 +124,20 @@ def method_table(found):
     return table(("Method", "Paper", "Evaluations beyond CFG", "Example"), rows)
 
 
+def _column(generator):
+    """(the column of a generator's figures, what is written before them): the video model is a U-Net."""
+    return ("unet", "video: ") if generator == "video" else (generator, "")
+
+
 def effect_table(found, effects):
     """What became of the papers' claims: a row for each method, its claimed metrics by model."""
-    rows, read = [], load_effects(READINGS)
+    rows = []
+    pages = dict.fromkeys(load_effects(READINGS), "readings") | dict.fromkeys(load_effects(RESTORED), "restoration")
     for r in found:
-        claims = [(g, f"{metric} {base} -> {value.partition(' ')[0]}: {came}") for g, metric, base, value, claimed, came in effect_rows(r["id"], effects) if claimed != "-"]
+        claims = [(*_column(g), f"{metric} {base} -> {value.partition(' ')[0]}: {came}") for g, metric, base, value, claimed, came in effect_rows(r["id"], effects) if claimed != "-"]
         if claims:
-            rows.append((f"[{r['title']}](docs/effects/{'readings' if r['id'] in read else 'effects'}.md#{r['id'].removeprefix('Lodestar').lower()})",
-                         *("<br>".join(text for g, text in claims if g == model) or "-" for model in ("unet", "dit"))))
+            rows.append((f"[{r['title']}](docs/effects/{'restoration.md' if pages.get(r['id']) == 'restoration' else pages.get(r['id'], 'effects') + '.md#' + r['id'].removeprefix('Lodestar').lower()})",
+                         *("<br>".join(mark + text for g, mark, text in claims if g == model) or "-" for model in ("unet", "dit"))))
     if not rows:
         return "Not measured yet: `./scripts/bench effects` writes `docs/effects`."
     return table(("Method", "U-Net", "DiT"), rows)
@@ -171,7 +177,7 @@ def methods_page(found, effects, conformance):
         layers = conformance.get("nodes", {}).get(r["id"], {})
         figures = list(effect_rows(r["id"], effects))
         rows.append((r["family"], f"[{r['title']}](../{help_of(r['id'])})", *(_layers(layers, n) for n in SHOWN), r["evaluations"], _named(r["identities"]),
-                     *(_outcomes([m[1:] for m in figures if m[0] == g]) for g in ("unet", "dit"))))
+                     *(_outcomes([(_column(m[0])[1] + m[1], *m[2:]) for m in figures if _column(m[0])[0] == g]) for g in ("unet", "dit"))))
     head = ("Family", "Node", "Layers on U-Nets", "on joint DiTs (Flux)", "on cross-attention DiTs (Wan)", "Evaluations beyond CFG", "Identities that are tested", "Effect, U-Net", "Effect, DiT")
     return ("# What acts inside the network\n\nWritten by `scripts/make_docs.py`. Layers: the selector that holds by default, and how many layers of a tiny network of the kind it really "
             "changes; every network of the host is in [conformance.md](conformance.md), the names of layers in [layers.md](layers.md). Effects: without and with the node on the two bundled "

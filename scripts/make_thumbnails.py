@@ -24,6 +24,7 @@ from ..guidance.catalogue import ROOT, WORKFLOWS
 from ._examples_reading import NEEDS_WEIGHTS
 
 HEIGHT, QUALITY = 256, 88
+FRAMES = 4      # that are shown of a video
 
 
 def saved(graph):
@@ -47,14 +48,30 @@ def picture(client, graph):
     outputs = client.run(graph)
     if not saved(graph):
         return written([t for output in outputs.values() for t in texts_of(output)])
-    files = [f for k in saved(graph) if k in outputs for f in files_of(outputs[k])]
-    parts = [Image.open(io.BytesIO(client.fetch(f))).convert("RGB") for f in files[:3]]
+    files = [found for k in saved(graph) if k in outputs for found in [files_of(outputs[k])] if found]
+    opened = lambda f: Image.open(io.BytesIO(client.fetch(f))).convert("RGB")
+    if min(map(len, files)) >= FRAMES:
+        return _strips([[opened(f) for f in found] for found in files[:2]])
+    parts = [opened(f) for found in files for f in found][:3]
     parts = [p.resize((max(1, round(p.width * HEIGHT / p.height)), HEIGHT), Image.Resampling.LANCZOS) for p in parts]
     sheet = Image.new("RGB", (sum(p.width for p in parts) + 4 * (len(parts) - 1), HEIGHT), "white")
     left = 0
     for p in parts:
         sheet.paste(p, (left, 0))
         left += p.width + 4
+    return sheet
+
+
+def _strips(videos):
+    """FRAMES frames of each video side by side, one video under the other."""
+    from PIL import Image
+    high = (HEIGHT - 4 * (len(videos) - 1)) // len(videos)
+    rows = [[frames[round(i * (len(frames) - 1) / (FRAMES - 1))] for i in range(FRAMES)] for frames in videos]
+    wide = max(1, round(rows[0][0].width * high / rows[0][0].height))
+    sheet = Image.new("RGB", (FRAMES * (wide + 4) - 4, HEIGHT), "white")
+    for y, row in enumerate(rows):
+        for x, frame in enumerate(row):
+            sheet.paste(frame.resize((wide, high), Image.Resampling.LANCZOS), (x * (wide + 4), y * (high + 4)))
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""Random weights in UniCon's layout for any U-Net of the host."""
+"""Random weights in the layouts of UniCon and of Pixel-Aware Attention for any U-Net of the host."""
 import torch
 
 from ..guidance.attention.joint_lora import PARTS, PLACES, STAGES
@@ -31,4 +31,35 @@ def unicon_file(network, geometry, rank=3, seed=0, strength=0.3, own=True, fused
             w[f"{block}.conv1n.weight"] = torch.cat((torch.cat((a, b), 1), torch.cat((c, d), 1))) * up
         else:
             w[f"{block}.conv1n.weight"] = torch.randn(width, width, generator=g) / width ** 0.5 * up
+    return w
+
+
+def pixel_file(network, channels=4, seed=0, encoder=True, strength=0.3):
+    """{key: tensor} of pixel-aware attention behind every layer of a U-Net's decoder; with an encoder of latents of so many channels."""
+    from ..guidance.attention.module_edits import diffusers_names, host_name
+    g, w, table = torch.Generator().manual_seed(seed), {}, diffusers_names(network)
+    normal = lambda out, given, *kernel: torch.randn(out, given, *kernel, generator=g) / (given * torch.Size(kernel).numel()) ** 0.5
+    places = [(i, j) for i in range(9) for j in range(9) if f"up_blocks.{i}.resnets.{j}" in table]
+    before = network.middle_block[-1].out_layers[-1].out_channels
+    levels = 1 + max(i for i, _ in places)
+    if encoder:
+        for i in range(levels):
+            name = "enter" if i == 0 else f"down.{i - 1}"
+            w[f"pixel_encoder.{name}.weight"], w[f"pixel_encoder.{name}.bias"] = normal(8, channels if i == 0 else 8, 3, 3), torch.zeros(8)
+    for n, (i, j) in enumerate(places):
+        resnet = network.get_submodule(host_name(table, f"up_blocks.{i}.resnets.{j}"))
+        width, seen = resnet.out_layers[-1].out_channels, resnet.in_layers[-1].in_channels - before
+        before, at = width, f"up_blocks.{i}.pixel_attentions.{j}"
+        for name in ("norm", *(f"transformer_blocks.0.norm{k}" for k in (1, 2, 3))):
+            w[f"{at}.{name}.weight"], w[f"{at}.{name}.bias"] = torch.ones(width), torch.zeros(width)
+        for name in ("proj_in", "proj_out"):
+            w[f"{at}.{name}.weight"], w[f"{at}.{name}.bias"] = normal(width, width) * (strength if name == "proj_out" else 1), torch.zeros(width)
+        for attention, given in (("attn1", width), ("attn2", seen)):
+            for part in "qkv":
+                w[f"{at}.transformer_blocks.0.{attention}.to_{part}.weight"] = normal(width, width if part == "q" else given)
+            w[f"{at}.transformer_blocks.0.{attention}.to_out.0.weight"], w[f"{at}.transformer_blocks.0.{attention}.to_out.0.bias"] = normal(width, width), torch.zeros(width)
+        for name, out, given in (("0.proj", 8 * width, width), ("2", width, 4 * width)):
+            w[f"{at}.transformer_blocks.0.ff.net.{name}.weight"], w[f"{at}.transformer_blocks.0.ff.net.{name}.bias"] = normal(out, given), torch.zeros(out)
+        if encoder:
+            w[f"pixel_encoder.leave.{n}.weight"], w[f"pixel_encoder.leave.{n}.bias"] = normal(seen, 8, 3, 3), torch.zeros(seen)
     return w

@@ -199,8 +199,8 @@ class Call:
         """[(start, stop, edits)] of a network call's rows at one layer. Chunks of other parts of the picture are groups of their own."""
         chunks = self.chunks(options)
         size = rows // len(chunks)
-        labels = [(tuple(e for e in edits if kind in e.kinds and layer in self.session.selected(e)), window) for edits, window in chunks]
-        labels = [(edits, window if edits else None) for edits, window in labels]
+        here = {edits: tuple(e for e in edits if kind in e.kinds and layer in self.session.selected(e)) for edits, _ in chunks}
+        labels = [(here[edits], window if here[edits] else None) for edits, window in chunks]
         return [(start, stop, label[0]) for start, stop, label in merge_groups(labels, size)]
 
     def window_at(self, options, row, rows):

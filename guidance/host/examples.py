@@ -22,13 +22,8 @@ def samples_of(node, latent):
     return samples
 
 
-def train(method, model):
-    """(Predictor, report) of a TrainNoiseAwareClassifier on the examples of a MODEL's latents."""
-    sampling, latent_format = model.get_model_object("model_sampling"), model.get_model_object("latent_format")
-    device = comfy.model_management.get_torch_device()
-    channels = {p.shape[1] for p, _ in method.examples.parts}
-    if len(channels) > 1:
-        raise BadInput(method.title, "examples", f"latents of {' and '.join(map(str, sorted(channels)))} channels", "All must be of one kind.")
+def ticker():
+    """tick(step, total, loss) of a training: moves the host's progress bar, and stops where the run is interrupted."""
     bar = []
 
     def tick(step, total, loss):
@@ -36,10 +31,19 @@ def train(method, model):
         if not bar:
             bar.append(comfy.utils.ProgressBar(total))
         bar[0].update(1)
+    return tick
 
+
+def train(method, model):
+    """(Predictor, report) of a TrainNoiseAwareClassifier on the examples of a MODEL's latents."""
+    sampling, latent_format = model.get_model_object("model_sampling"), model.get_model_object("latent_format")
+    device = comfy.model_management.get_torch_device()
+    channels = {p.shape[1] for p, _ in method.examples.parts}
+    if len(channels) > 1:
+        raise BadInput(method.title, "examples", f"latents of {' and '.join(map(str, sorted(channels)))} channels", "All must be of one kind.")
     with torch.inference_mode(False):
         latents = [latent_format.process_in(p.clone().float()).to(device) for p, _ in method.examples.parts]
-        return method.run(latents, sampling.percent_to_sigma, is_flow(sampling), device, tick)
+        return method.run(latents, sampling.percent_to_sigma, is_flow(sampling), device, ticker())
 
 
 def scored_by_loss(model, latent, loss, node):

@@ -39,6 +39,17 @@ class Facts:
         return attention_widths(self.patcher.model.diffusion_model, self.geometry)
 
     @property
+    def module_shapes(self):
+        """lookup(diffusers' name of a module) -> its shape, of a U-Net of pictures; None for other networks (guidance.host.modules.shapes)."""
+        from .modules import shapes
+        return shapes(self.patcher.model.diffusion_model, self.geometry)
+
+    def heads(self, width):
+        """The number of heads of a U-Net's attention of a width."""
+        from .modules import heads
+        return heads(self.patcher.model.diffusion_model, width)
+
+    @property
     def levels(self):
         """{output block: number of its resolution, 0 the smallest} of a U-Net, {} of other networks."""
         return output_levels(self.patcher.model.diffusion_model)

@@ -6,6 +6,7 @@ begins a new run. Gradients through the network are refused: that host's network
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 
@@ -15,7 +16,7 @@ from .. import engine
 from ..attention.edits import titled
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE
-from . import attention_hooks, block_hooks, control_hooks, features
+from . import attention_hooks, block_hooks, control_hooks, features, modules
 from .attach import KEY, models_of, prompts_of
 from .calls import OPTION, Call, Session
 
@@ -125,8 +126,9 @@ class Hooks:
 
     def _pass(self, apply, args, c):
         call = c.get("transformer_options", {}).get(OPTION)
-        if call is not None and call.blocked:
-            with block_hooks.placed(call, c["transformer_options"], apply.__self__.diffusion_model):
+        if call is not None:
+            network = apply.__self__.diffusion_model
+            with block_hooks.placed(call, c["transformer_options"], network) if call.blocked else contextlib.nullcontext(), modules.placed(call, c["transformer_options"], network, c.get("control")):
                 return self._network(apply, args, c)
         return self._network(apply, args, c)
 

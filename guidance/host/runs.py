@@ -11,7 +11,7 @@ from .. import engine
 from ..attention.edits import AttentionObserver
 from ..engine import REPORTS, Run
 from ..method import NEGATIVE, POSITIVE, Branch
-from . import attention_hooks, block_hooks, control_hooks, features, gradients, joint_streams, peers, prompts, references, streams, unet_hooks
+from . import attention_hooks, block_hooks, control_hooks, features, gradients, joint_streams, modules, peers, prompts, references, streams, unet_hooks
 from .attach import KEY
 from .calls import OPTION, Call, Session
 from .geometry import pairs_only
@@ -244,8 +244,9 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     shadow = attention_hooks.shadow_rows(call, options, x, roles) if c_crossattn is not None else None
     network = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
     network = call.session.model.diffusion_model if network is None else network
+    residuals = control
     control, errors = control_hooks.wrapped(call, control)
-    with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network), joint_streams.placed(call, options, network), _named_sizes(call, x, network):
+    with block_hooks.placed(call, options, network), unet_hooks.placed(call, options, network), joint_streams.placed(call, options, network), modules.placed(call, options, network, residuals), _named_sizes(call, x, network):
         if shadow is None:
             out = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         else:

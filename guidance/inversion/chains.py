@@ -6,14 +6,9 @@ from typing import Any
 
 import torch
 
-from ..gradients import plain_context
+from ..gradients import plain_context, rms
 from ..samplers.cfgpp import signal
 from .edict import steps_of
-
-
-def rms(t):
-    """Root mean square per sample, shaped to broadcast."""
-    return t.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (t.ndim - 1))
 
 
 def pull(function, z, slope, context=None, blocks=False, more=()):

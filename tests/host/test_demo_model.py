@@ -14,7 +14,7 @@ def lab(host):
 
     class Lab:
         modern, module = features.wrappers(), loader
-        kinds = ("unet", "dit") if modern else ("unet",)
+        kinds = ("unet", "dit", "video") if modern else ("unet", "video")
     lab = Lab()
     features.complete()
     with torch.inference_mode():
@@ -59,6 +59,33 @@ def test_the_prompt_matters_and_empty_latents_fit(lab, kind):
     assert (sample(model, clip, "a large red circle") - sample(model, clip, "a small blue square")).abs().max() > 0.5
     fixed = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, 16, 16)) if hasattr(comfy.sample, "fix_empty_latent_channels") else None
     assert fixed is None or fixed.shape == (1, 16, 16, 16)
+
+
+def test_the_batch_of_the_video_model_is_one_video(lab):
+    import comfy.sample
+    model, clip, _ = of(lab, "video")
+
+    def video(noise):
+        with torch.inference_mode():
+            return comfy.sample.sample(model, noise, 4, 3.0, "euler", "simple", prompt(clip, "a large red circle"), prompt(clip, ""), torch.zeros_like(noise), disable_pbar=True, seed=0)
+    noise = torch.randn(8, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole, changed = video(noise), video(torch.cat((noise[:7], torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1)))))
+    assert whole.shape == noise.shape and torch.isfinite(whole).all() and 0.2 < whole.std() < 5
+    assert (whole[0] - changed[0]).abs().max() > 1e-3, "the first frame does not see the last one"
+    assert torch.isfinite(video(noise[:3])).all() and torch.isfinite(video(noise[:1])).all()
+
+
+def test_without_its_layers_over_the_frames_the_video_model_is_the_u_net(lab):
+    import comfy.sample
+    video, unet = of(lab, "video"), of(lab, "unet")
+    kept = video[0].clone()
+    for key in [k for k in kept.model_state_dict() if k.endswith("time_mixer.mix_factor")]:
+        kept.add_object_patch(key, torch.nn.Parameter(torch.full((1,), 1e4), requires_grad=False))      # all of it from the spatial path
+    noise = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        made = [comfy.sample.sample(m, noise, 2, 3.0, "euler", "simple", prompt(c, "a large red circle"), prompt(c, ""), torch.zeros_like(noise), disable_pbar=True, seed=0)
+                for m, c in ((kept, video[1]), (unet[0], unet[1]))]
+    assert (made[0] - made[1]).abs().max() < 2e-3 * made[1].abs().max()
 
 
 def test_dit_forward_equals_the_training_forward(lab):

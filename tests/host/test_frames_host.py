@@ -168,4 +168,7 @@ def test_raft_is_torchvisions(lab):
         with pytest.raises(BadInput, match="torchvision"):
             raft_of(wrong)
     with pytest.raises(BadInput, match="optical_flow"):
-        lab.node("LodestarLoadFlowNetwork")
+        lab.node("LodestarLoadFlowNetwork", file="none.safetensors")
+    with torch.inference_mode():
+        bundled, = lab.node("LodestarLoadFlowNetwork")
+    assert not any(p.is_inference() for p in bundled.network.parameters()) and bundled(a, b).shape == (1, 2, 128, 128)

@@ -49,6 +49,7 @@ def test_scores():
 def test_the_page_is_that_of_its_figures():
     data = json.loads((FOLDER / "restoration.json").read_text(encoding="utf-8"))
     assert (FOLDER / "restoration.md").read_text(encoding="utf-8") == restoration.page(data)
+    assert json.loads((FOLDER / "restored.json").read_text(encoding="utf-8")) == {"methods": restoration.effects(data)}
     names = {restoration.PLAIN, restoration.NAIVE, *(e.name for e in restoration.entries())}
     assert set(data["tasks"]) == set(restoration.tasks())
     for name, rows in data["tasks"].items():

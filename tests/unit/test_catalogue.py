@@ -72,9 +72,11 @@ def test_file_names():
 
 
 def test_readings_are_effects_too(tmp_path, monkeypatch):
-    for name, metrics in (("effects", {"A": {"unet": {"ssim": {"value": 1}}}}), ("readings", {"A": {"unet": {"share": {"value": 2}}}, "B": {"dit": {"iou": {"value": 3}}}})):
+    for name, metrics in (("effects", {"A": {"unet": {"ssim": {"value": 1}}}}), ("readings", {"A": {"unet": {"share": {"value": 2}}}, "B": {"dit": {"iou": {"value": 3}}}}),
+                          ("restored", {"C": {"unet": {"PSNR": {"value": 4}}}})):
         (tmp_path / f"{name}.json").write_text(json.dumps({"methods": metrics}))
     own = catalogue.load_effects
-    monkeypatch.setattr(catalogue, "READINGS", tmp_path / "readings.json")
+    for name in ("READINGS", "RESTORED"):
+        monkeypatch.setattr(catalogue, name, tmp_path / f"{name.lower()}.json")
     monkeypatch.setattr(catalogue, "load_effects", lambda path=tmp_path / "effects.json": own(path))
-    assert catalogue.measured() == {"A": {"unet": {"ssim": {"value": 1}, "share": {"value": 2}}}, "B": {"dit": {"iou": {"value": 3}}}}
+    assert catalogue.measured() == {"A": {"unet": {"ssim": {"value": 1}, "share": {"value": 2}}}, "B": {"dit": {"iou": {"value": 3}}}, "C": {"unet": {"PSNR": {"value": 4}}}}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
 import torch
@@ -113,6 +114,23 @@ class Plain(torch.nn.Module):
 
     def forward(self, a, b):
         return self.function(a, b)
+
+
+def test_the_bundled_network_finds_motions_it_has_not_seen():
+    """16 fresh pairs: nearer to the true flow than no motion is, where something moves (its error on 256 pairs is in weights/flow.json)."""
+    from lodestar.demo.flow import load
+    from lodestar.demo.flow_pairs import errors, pairs
+    a, b, truth = pairs(random.Random(77), 16)
+    estimator = FlowEstimator(load(), 64, 8, 64)
+    with torch.no_grad():
+        moving = errors(estimator(a, b), truth)[1].mean()
+    assert moving < 0.6 * errors(torch.zeros_like(truth), truth)[1].mean()
+    u = b[:2].clone().requires_grad_()
+    found = estimator(a[:2], u)
+    g, = torch.autograd.grad(found[0].abs().sum(), u)
+    assert g[0].abs().max() > 0 and g[1].abs().max() == 0      # samples do not mix
+    wide = torch.rand(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+    assert estimator(wide, wide).shape == (1, 2, 96, 160) and estimator.size(96, 160) == (64, 104)
 
 
 def test_nodes():

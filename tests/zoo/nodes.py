@@ -56,6 +56,7 @@ class Bench:
         self.clip, self.other, self.latent = Clip(specimen), tokens_of(specimen, 3), latent_of(specimen, 4)
         self.mask = torch.zeros(1, 8, 8)
         self.mask[:, :, :4] = 1.0
+        self.map = self.mask[..., None].expand(-1, -1, -1, 3)
         self.positive = self.plain = self.pair = None
 
     def node(self, node_id, **given):
@@ -92,6 +93,25 @@ class Bench:
             self.pair = {"samples": torch.zeros(2, *self.specimen.shape)}
         return {"weights": parse(unicon_file(net, geometry), "random", "file") if unet else JointLora({})}
 
+    def degradation_lora(self):
+        """A random degradation-guided LoRA for the specimen's layers, an empty one where it is no U-Net of pictures."""
+        from ...demo.degradation_lora import fresh
+        from ...guidance.host.geometry import of_network
+        from ...guidance.inverse.degradation_lora import DegradationLora, parse
+        geometry, g = of_network(self.specimen.net), torch.Generator().manual_seed(6)
+        if geometry.family != "unet" or geometry.temporal:
+            return {"lora": DegradationLora({}, {}, {}, 1)}
+        return {"lora": parse({k: torch.randn(v.shape, generator=g) * 0.2 if "lora_B" in k else v for k, v in fresh(self.specimen.net, 2).items()}, "random", "file")}
+
+    def pixel_attention(self):
+        """Random pixel-aware attention with an encoder for the specimen's latent, an empty one where it is no U-Net of pictures."""
+        from ...guidance.host.geometry import of_network
+        from ...guidance.inverse.pixel_aware import PixelAttention, parse
+        from ..pairs import pixel_file
+        geometry = of_network(self.specimen.net)
+        unet = geometry.family == "unet" and not geometry.temporal
+        return {"weights": parse(pixel_file(self.specimen.net, self.latent["samples"].shape[1]), "random", "file") if unet else PixelAttention({}, {}), "latent": self.latent}
+
     def words(self):
         self.positive, found, _ = self.node("LodestarPromptWords", clip=self.clip, text=TEXT, words="red ball, blue cube")
         return {"words": found}
@@ -125,6 +145,7 @@ GIVEN = {
     "LodestarCorrFill": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarCtrlX": lambda b, m: {"structure": b.latent, "appearance": latent_of(b.specimen, 5), "structure_end": 1.0, "appearance_end": 1.0},
     "LodestarDecoupledPrompt": lambda b, m: {**WHOLE, "second": b.other},
+    "LodestarDegradationGuidedLora": lambda b, m: b.degradation_lora(),
     "LodestarDenseDiffusion": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarDepthGuidedInjection": lambda b, m: {**WHOLE, "reference": b.latent, "reference_prompt": b.other},
     "LodestarDirectedDiffusion": lambda b, m: {**b.regions(), "steps": 1.0},
@@ -142,7 +163,9 @@ GIVEN = {
     "LodestarNormalizedAttentionGuidance": lambda b, m: {**WHOLE, "negative": b.other},
     "LodestarPLADIS": lambda b, m: WHOLE,
     "LodestarPerturbedAttentionGuidance": lambda b, m: WHOLE,
+    "LodestarPixelAwareAttention": lambda b, m: {**WHOLE, **b.pixel_attention()},
     "LodestarPromptToPrompt": lambda b, m: {"clip": b.clip, "latent": b.latent, "source": TEXT, "target": "red ball, green cube", "mode": "replace"},
+    "LodestarReadoutGuidance": lambda b, m: {**WHOLE, "image": b.map, "readout": b.node("LodestarTrainReadoutHead", model=m, positive=b.other, latent=b.latent, image=b.map, steps=1, batch=2, width=32)[0], "step_size": 0.1},
     "LodestarReferenceAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarRegionalPrompts": lambda b, m: {**WHOLE, **b.regions()},
     "LodestarReturnGuidance": lambda b, m: {**WHOLE, "classifier": b.classifier(), "scale": 20.0},

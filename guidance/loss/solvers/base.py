@@ -37,11 +37,6 @@ class LossProblem:
         return lambda denoised: self.loss.value(denoised, LossContext(step))
 
 
-def rms(t):
-    """Root mean square per sample, shaped to broadcast."""
-    return t.float().square().mean(tuple(range(1, t.ndim)), keepdim=True).sqrt().to(t)
-
-
 def rises(sigmas, flow):
     """[steps]: alpha_t = abar(s) / abar(s') of each step, abar = a^2 / (a^2 + s^2): near 0 in the noise, near 1 at the end."""
     bars = [1 - levels.spread(float(s), flow) for s in sigmas]

@@ -5,10 +5,10 @@ import math
 from typing import Any
 
 from ...frozen import frozen
-from ...gradients import normalised
+from ...gradients import normalised, rms
 from ...inverse import levels
 from ...method import param, socket
-from .base import LossSolver, rms
+from .base import LossSolver
 
 FORMS = ("guidance", "signal")
 WITHOUT_GUIDANCE = 0.1      # of the noise's own size, where there is no difference of two prompts to go by

@@ -5,6 +5,7 @@ from typing import Any
 
 from ...cover import cover
 from ...frozen import frozen
+from ...gradients import rms
 from ...inverse import levels
 from ...method import BadInput, param, socket
 from .base import LossSolver
@@ -14,7 +15,7 @@ def clipped(g, most):
     """g [batch, ...] with a root mean square of at most `most`, per sample; 0: as it is."""
     if most <= 0:
         return g
-    size = g.float().square().mean(tuple(range(1, g.ndim)), keepdim=True).sqrt()
+    size = rms(g.float())
     return g * (most / size.clamp(min=1e-20)).clamp(max=1.0).to(g)
 
 

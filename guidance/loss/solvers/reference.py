@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from ...frozen import frozen
-from ...gradients import normalised, plain_context
+from ...gradients import normalised, plain_context, rms
 from ...inverse import levels
 from ...method import param, socket
 from ..base import LossContext
-from .base import LossSolver, rms
+from .base import LossSolver
 
 
 def frame_by_frame(part, denoised, count):

@@ -1,0 +1,20 @@
+"""What is measured for Readout Guidance: the shapes' places of a reference, read by the bundled head of the U-Net."""
+from .plan import Claim, Comparison, Cost, Entry, Setup, use
+
+READOUT = "attention.readout_guidance:ReadoutGuidance"
+_BASE = Setup("CFG, w = 4, Euler ancestral, no reference", 4.0, sampler="euler_ancestral", prompts="crossed")
+_given = dict(readout="$shapes_head", image="$shape_maps")
+_CLAIMS = (Claim("structure", "higher"), Claim("shape_overlap", "higher"))
+_METRICS = ("structure", "shape_overlap", "accuracy", "clipped", "std_ratio", "evaluations")
+
+
+def _led(label, name="", **values):
+    """The shapes of the reference against the same prompts, which name no place, without it."""
+    return Comparison(Setup(label, 4.0, (use(READOUT, **_given, **values),), "euler_ancestral", prompts="crossed"), _BASE, _CLAIMS, _METRICS, name, generators=("unet",))
+
+
+ENTRIES = (
+    Entry("LodestarReadoutGuidance",
+          (_led("Readout Guidance, shapes, step 0.1", step_size=0.1), _led("Readout Guidance, shapes, step 0.02", "step 0.02")),
+          (Cost("Readout Guidance, shapes", methods=(use(READOUT, **_given, end_percent=1.0),), heavy=False, peer=r"(?i)readout"),)),
+)

@@ -1,0 +1,33 @@
+"""What is measured for restorers with weights of their own."""
+from .plan import Claim, Comparison, Entry, Setup, use
+
+_START = "samplers.restoration_start:RestorationStart"
+_S3DIFF = "inverse.degradation_lora:DegradationGuidedLora"
+_METRICS = ("psnr", "features", "accuracy", "evaluations")
+_LEFT = Setup("as it is", 1.0, task="degraded")
+_PLAIN = Setup("image to image", 1.0, task="from the middle")
+_ONE = Setup("one step without it", 1.0, sampler=use(_START, noise=0.0), task="one step")
+
+
+def _against(setup, **bases):
+    """A restorer against each base, by name; it is to be nearer to the true picture."""
+    return tuple(Comparison(setup, base, (Claim("psnr", "higher"), Claim("features", "lower")), _METRICS, name.replace("_", " "), generators=("unet",)) for name, base in bases.items())
+
+
+_guided = lambda label, cfg=1.0, **values: Setup(label, cfg, (use(_S3DIFF, lora="$degradation_lora", **values),), sampler=use(_START, noise=0.0), task="one step")
+
+_PASD = "inverse.pixel_aware:PixelAwareAttention"
+_aware = lambda label, noise=0.9, cfg=1.0, **values: Setup(label, cfg, (use(_PASD, weights="$pixel_attention", latent="$degraded", **values),), sampler=use(_START, noise=noise), task="restored")
+
+ENTRIES = (
+    Entry("LodestarPixelAwareAttention",
+          (*_against(_aware("Pixel-Aware Attention"), as_it_is=_LEFT, image_to_image=_PLAIN, without_it=Setup("from 0.9 of the noise, without it", 1.0, sampler=use(_START, noise=0.9), task="restored")),
+           *_against(_aware("Pixel-Aware Attention"), skip_connections_alone=_aware("its features in the skip connections alone", strength=0.0)))),
+    Entry("LodestarRestorationStart",
+          _against(_aware("Pixel-Aware Attention from 0.9"), from_the_noise_alone=_aware("Pixel-Aware Attention from 1", 1.0))
+          + _against(Setup("from 0.5 of the noise", 1.0, sampler=use(_START, noise=0.5), task="restored"), plain=Setup("from the noise", 1.0, sampler=use(_START, noise=1.0), task="restored"))),
+    Entry("LodestarDegradationGuidedLora",
+          (*_against(_guided("Degradation-Guided LoRA", degradation="$degradation"), as_it_is=_LEFT, image_to_image=_PLAIN, one_step=_ONE),
+           *_against(_guided("Degradation-Guided LoRA", degradation="$degradation"), wrong_scores=_guided("the LoRA, blur 0.5 and noise 0.5 for all", blur=0.5, noise=0.5)),
+           *_against(_guided("the LoRA, cfg 1.5", 1.5, degradation="$degradation"), negative_prompt=_guided("Degradation-Guided LoRA", degradation="$degradation")))),
+)

@@ -1,0 +1,70 @@
+"""Measuring restorers with weights of their own: blurred and noisy pictures of the scenes, what becomes of them, and how near that is to the true ones."""
+from __future__ import annotations
+
+import random
+
+import torch
+
+from ..demo import degraded as of
+from ..demo.scenes import SIZE, render
+
+TASKS = ("degraded", "from the middle", "one step", "restored")
+METRICS = ("psnr", "features")
+VALUES = ("$degradation", "$degradation_lora", "$degraded", "$pixel_attention")
+FILES = {"$degradation_lora": ("degradation_lora", "degradation_estimator"), "$pixel_attention": ("pixel_attention",)}      # the bundled files behind a value
+
+
+def pictures(batch):
+    """(true pictures [n, 3, 128, 128], degraded ones) of cases, the same for every setup."""
+    true = torch.stack([render(c.scene, 2 * SIZE) for c in batch])
+    made = []
+    for c, u in zip(batch, true):
+        seed = 90_001 + c.seed * 1_000_003 + c.prompt
+        made.append(of.degrade(u[None], of.drawn(random.Random(seed), 1), torch.Generator().manual_seed(seed)))
+    return true, torch.cat(made)
+
+
+def value(text, subject, batch):
+    """What a "$name" in a Use stands for."""
+    from ..demo.weights_file import read
+    from ..guidance.inverse import degradation, degradation_lora, pixel_aware
+    if text == "$degraded":
+        return {"samples": of.encode(pictures(batch)[1], subject.code)}
+    if text == "$pixel_attention":
+        return pixel_aware.parse(read("pixel_attention"), "bench", "file")
+    if text == "$degradation":
+        scores = degradation.parse_estimator(read("degradation_estimator"), "bench", "file")(pictures(batch)[1])
+        return degradation.Degradation(tuple(map(tuple, scores.tolist())))
+    return degradation_lora.parse(read("degradation_lora"), "bench", "file")
+
+
+def files(setup):
+    """The bundled files that a setup's result depends on."""
+    return tuple(f for name, found in FILES.items() if f"'{name}'" in repr(setup) for f in found)
+
+
+def sampled(subject, setup, batch, texts, steps):
+    """Latents [n, 16, 16, 16]. degraded: as they are; from the middle: by the sampler from the middle of the schedule on, as image to image; one step: from there at once; restored: through the whole schedule."""
+    import comfy.samplers
+    z = of.encode(pictures(batch)[1], subject.code)
+    if setup.task == "degraded":
+        return z
+    sigmas = subject.sigmas(steps)
+    middle = float(subject.model.get_model_object("model_sampling").percent_to_sigma(1 - (of.LEVEL + 0.5) / 1000))
+    if setup.task != "restored":
+        later = sigmas[sigmas < middle * 0.999]
+        sigmas = torch.cat((torch.tensor([middle]), later if setup.task == "from the middle" else sigmas[-1:]))
+    guider = comfy.samplers.CFGGuider(subject.guided(setup, batch))
+    guider.set_conds(subject.encode(texts), subject.encode([""]))
+    guider.set_cfg(setup.cfg)
+    return guider.sample(torch.cat([c.noise() for c in batch]), z, subject.sampler(setup, batch), sigmas, disable_pbar=True, seed=batch[0].seed)
+
+
+def values(metric, made, batch, judge, subject):
+    """One value per picture: the peak signal-to-noise ratio in dB, or the distance of the measuring network's maps as a share of the true picture's."""
+    true = subject.pictures(of.encode(pictures(batch)[0], subject.code)).clamp(0, 1)
+    made = made.clamp(0, 1)
+    if metric == "psnr":
+        return -10 * torch.log10((made - true).square().mean((1, 2, 3)).clamp(min=1e-10))
+    a, b = (judge.network.trunk(t)[1].flatten(1) for t in (made, true))
+    return (a - b).norm(dim=1) / b.norm(dim=1)

@@ -1,0 +1,178 @@
+"""Readout Guidance: the sample is moved until a head reads what is wanted out of the network's features."""
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..frozen import frozen
+from ..method import BadInput, Branch, Prompt, param, socket
+from ..training.readout import refuse_what_is_no_picture
+from . import sharing
+from .energy import MapSteer
+from .properties import feature_reader
+from .sources import NOISES
+
+
+@frozen(eq=False)
+class ReadoutGuidance(MapSteer):
+    """Makes the picture fit a map (edges, a mask, depth, a pose), or look like another picture, by a small head that reads these from the network's own features.
+
+        spatial      E = sum_m (head(features at x) - map)^2 / sum m,  m the mask (1 without one)
+        appearance   E = 1 - cos(head(features at x) inside the mask, head(features of the reference at this level))
+        x <- x - step c Adam(grad_x E),  c = sqrt(a^2 + s^2),  `iterations` times a step, in the first steps (end_percent);  then the step goes on from x' as in Layout Guidance
+
+    Adam (0.9, 0.999) begins anew at each step of the sampler, as in the released code, so that the first of its moves is sign(grad E): each number of the latent moves by `step`, of latents with unit variance.
+    Since that has no size, the scales of the released code (loss_rescale, the latents' range) would do nothing here. What an inpainting run keeps is not moved.
+    The features are those of the positive prompt; the released code adds the loss of the empty one's. Heads come from Train Readout Head or Load Readout Head and belong to one network, U-Net or DiT.
+    Several heads: one node after the other. Their heads for correspondence (drag) are left out.
+
+    Defaults: step 0.02, one per step, first half of the schedule (paper, 100 DDIM steps with fresh noise; with 20 steps take 0.1: the way that it can go is the number of steps times their size).
+    Take a sampler that adds noise (Euler ancestral, DDPM): what a sign moves where the gradient says little is then forgotten. Deterministic samplers keep it, and the picture becomes grainy.
+    Limits: pictures, not videos. Paper: Luo et al., arXiv 2312.02150. Cost: about 3 evaluations of the positive prompt per move, one more with a reference. Identities: step 0; what is read already has no gradient.
+    """
+
+    node_id = "LodestarReadoutGuidance"
+    title = "Readout Guidance"
+    family = "loss"
+    paper = "Readout Guidance"
+    aliases = ("hyperfeatures", "edge control", "pose control", "appearance")
+    evaluations = "about 3 per move (backward pass included), 1 more with a reference"
+    planar = True
+    selectors = ()
+
+    readout: Any = socket("LODESTAR_READOUT", "The head, from Train or Load Readout Head.")
+    step_size: float = param(0.02, "Size of a move in each number of the latent; 0 switches the node off.", 0.0, 10.0, 0.005)
+    iterations: int = param(1, "Moves per step.", 1, 100, 1)
+    start_percent: float = param(0.0, "Start of the window in which it guides, as a fraction of the sampling schedule (0 = first step).", 0.0, 1.0, 0.001)
+    end_percent: float = param(0.5, "End of that window (1 = last step).", 0.0, 1.0, 0.001)
+    image: Any = socket("IMAGE", "The map that a spatial head is to read: one for all pictures, or one for each.", optional=True)
+    mask: Any = socket("MASK", "Where the map counts, or what of the picture is to look like the reference: one for all pictures, or one for each.", optional=True)
+    reference: Any = socket("LATENT", "The picture that an appearance head is to find alike, as a latent of the size that is sampled.", optional=True)
+    trajectory: Any = socket("LODESTAR_TRAJECTORY", "That picture as the trajectory of an inversion, in place of a latent.", optional=True)
+    reference_prompt: Any = socket("CONDITIONING", "Describes the reference; without it the positive prompt is used.", optional=True)
+    noise: str = param("own", "Noise of the reference's latent: shared with the picture's, or own, independent of it.", choices=NOISES, advanced=True)
+
+    reader = None      # what `fitted` found
+
+    def neutral(self):
+        return self.step_size == 0
+
+    def validate(self):
+        super().validate()
+        if self.neutral():
+            return self
+        if self.readout.kind == "spatial" and self.image is None:
+            raise BadInput(self.title, "image", None, "This head reads a map: connect the one that is wanted.")
+        if self.readout.kind == "appearance" and sharing.source(self) is None:
+            raise BadInput(self.title, "reference", None, "This head compares with a reference: connect a latent or a trajectory.")
+        return self
+
+    def fitted(self, facts):
+        """The reader of the head's layers on this model."""
+        made = dataclasses.replace(self)
+        cls, layers = feature_reader(facts, " ".join(self.readout.layers), self.title)
+        object.__setattr__(made, "reader", cls(layers))
+        return made
+
+    @cached_property
+    def readers(self):
+        return (self.reader,)
+
+    @cached_property
+    def reference_branch(self):
+        """The Branch of the reference, None for a spatial head."""
+        if self.readout.kind == "spatial":
+            return None
+        prompt = self.reference_prompt
+        prompt = "positive" if prompt is None else prompt if isinstance(prompt, Prompt) else Prompt(prompt, f"reference_prompt of {self.title}")
+        return Branch(prompt, source=sharing.source(self), edits=self.readers)
+
+    def read(self, found, step, where=None):
+        """What the head reads, of x as of this step."""
+        refuse_what_is_no_picture(step.x, self.title, "latent_image")
+        return self.readout.read(found, step.x.shape[0], step.sigma.detach().clone(), step.flow, tuple(step.x.shape[-2:]), where)
+
+    def where(self, x):
+        """The mask [batch or 1, 1, height, width] on the grid of latents x, or None."""
+        if self.mask is None:
+            return None
+        m = self.mask.float().reshape(-1, 1, *self.mask.shape[-2:])
+        m = F.interpolate(m, x.shape[-2:], mode="area").to(x.device)
+        if m.shape[0] not in (1, x.shape[0]):
+            raise BadInput(self.title, "mask", f"{m.shape[0]} masks", f"Give one, or one for each of the {x.shape[0]} pictures that are sampled.")
+        if not bool((m.flatten(1).sum(1) > 0).all()):
+            raise BadInput(self.title, "mask", "empty", "There is no place where the head is to look.")
+        return m
+
+    def target(self, like):
+        """The wanted map [batch, out, height, width] from -1 to 1."""
+        m = as_map(self.image, like.shape[1], like.shape[-2:], self.title).to(like)
+        if m.shape[0] not in (1, like.shape[0]):
+            raise BadInput(self.title, "image", f"{m.shape[0]} pictures", f"Give one, or one for each of the {like.shape[0]} that are sampled.")
+        return m.expand_as(like)
+
+    def energy(self, readings, step, state):
+        where = self.where(step.x)
+        h = self.read(readings[0], step, where)
+        if self.readout.kind == "spatial":
+            away = (h - self.target(h)).square()
+            away = away.flatten(1).mean(1) if where is None else (away.mean(1, keepdim=True) * where).flatten(1).sum(1) / where.flatten(1).sum(1)
+        else:
+            away = 1 - (h * state["reference"]).sum(1)
+        return away, away
+
+    def _gradient(self, step, x, state):
+        found = super()._gradient(step, x, state)
+        found.direction = state["rule"](found.direction)
+        if step.free is not None:
+            found.direction = found.direction * step.free.to(found.direction)
+        return found
+
+    def rounds(self, step):
+        return [(self.iterations, self.step_size * (step.a.float() ** 2 + step.s.float() ** 2).sqrt(), -1.0)]
+
+    def moved(self, step, state):
+        state["rule"] = Adam()
+        branch = self.reference_branch
+        if branch is not None:
+            step.maps.pop(self.reader, None)
+            with torch.no_grad():
+                step.host.alone(step.x, branch.edits, branch)
+            found = step.maps.pop(self.reader, None)
+            if not found:
+                return step.x
+            with torch.inference_mode(False), torch.no_grad():      # a gradient goes past it
+                state["reference"] = self.read(found, step)
+        return super().moved(step, state)
+
+
+class Adam:
+    """Steps of Adam (0.9, 0.999) per number, without its epsilon: the first is the sign, and where there never was a gradient there is no step. Called with g, one after the other."""
+
+    def __init__(self):
+        self.count = self.mean = self.square = self.size = 0
+
+    def __call__(self, g):
+        g = g.float()
+        if not self.count:
+            self.size = g.flatten(1).abs().amax(1).clamp(min=1e-30).view(-1, *[1] * (g.ndim - 1))      # squares of small gradients would be 0
+        g, self.count = g / self.size, self.count + 1
+        self.mean, self.square = 0.9 * self.mean + 0.1 * g, 0.999 * self.square + 0.001 * g.square()
+        if self.count == 1:
+            return g.sign()
+        root = (self.square / (1 - 0.999 ** self.count)).sqrt()
+        return torch.where(root > 0, self.mean / (1 - 0.9 ** self.count) / root.clamp(min=1e-30), torch.zeros_like(g))
+
+
+def as_map(image, channels, size, node, field="image"):
+    """Pictures [n, height, width, 3] as maps [n, channels, *size] from -1 to 1: gray for one channel, colours for three."""
+    if channels not in (1, 3):
+        raise BadInput(node, field, f"a map of {channels} channels", "Heads of one or three channels take pictures.")
+    m = image[..., :3].movedim(-1, 1).float()
+    m = m.mean(1, keepdim=True) if channels == 1 else m
+    return F.interpolate(m, size, mode="area") * 2 - 1
+
