@@ -40,8 +40,10 @@ def things(pictures):
 
 
 def near(pictures):
-    """Bool [n, height, width]: where depth pictures hold a thing."""
-    return pictures.mean(1) > 0.5 * nearness(_Thing(FARTHEST))
+    """Bool [n, height, width]: where depth pictures are nearer than their background, which is the median of the border (black in the truth; a made one may have another shade: depth_error counts that)."""
+    gray = pictures.mean(1)
+    border = torch.cat((gray[..., 0, :], gray[..., -1, :], gray[..., :, 0], gray[..., :, -1]), -1)
+    return gray - border.median(-1).values[..., None, None] > 0.5 * nearness(_Thing(FARTHEST))
 
 
 class _Thing:

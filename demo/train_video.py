@@ -76,7 +76,7 @@ def main():
     beta = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2
     alpha = torch.cumprod(1 - beta, 0).float()
     code, encoder = load_file(os.path.join(o.out, "latents.safetensors")), encoder_of(o.out)
-    train(o, NAME, lambda: fresh, lambda rng, n: batch(rng, n, code, encoder), lambda weights, drawn, generator: loss_of(made, weights, drawn, alpha, generator))
+    train(o, NAME, lambda: {k: v.clone() for k, v in fresh.items()}, lambda rng, n: batch(rng, n, code, encoder), lambda weights, drawn, generator: loss_of(made, weights, drawn, alpha, generator))
 
 
 if __name__ == "__main__":
