@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
-from ..guidance.inverse import copaint, daps, ddnm, ddrm, dps, lgd, mpgd, pigdm, psld, reddiff, repaint, resample, steered
+from ..guidance.inverse import blind, copaint, daps, dda, ddnm, ddrm, degradation_aware, dps, lgd, masked_sampler, mpgd, pigdm, psld, reddiff, repaint, resample, steered
 from ..guidance.inverse.levels import signal
 from ..guidance.inverse.operators import GaussianBlur, Inpainting, RandomProjection, SuperResolution
-from ..guidance.inverse.problem import Problem
+from ..guidance.inverse.problem import Problem, misfit
 from ..guidance.inverse.solver import Solver
+from ..guidance.loss.solvers import freedom, semantic
+from ..guidance.loss.solvers.base import LossProblem
 
 STEPS, SAMPLES = 200, 1000
 
@@ -158,14 +160,58 @@ SOLVERS = {
 }
 
 
-SLOW = (reddiff.REDdiff, repaint.RePaint, resample.ReSample, daps.DecoupledPosteriorSampling, copaint.TractableSteering)
+def _masked(task):
+    return masked_sampler.MaskedSampler(source={}, mask=task.operator.mask, form="blended", eta=1.0)
+
+
+def _restoring(task):
+    return degradation_aware.DegradationAwareSampler(restorer=lambda y, size: task.operator.pseudo_inverse(y, torch.zeros(len(y), *task.prior.shape, dtype=y.dtype)), scale=1.0)
+
+
+# what needs the task to be made, and what loss solvers are given: the negative log likelihood of the measurement
+MADE = {
+    "Masked Sampler, blended": _masked,
+    "ILVR (DDA, replace)": lambda task: dda.DiffusionDrivenAdaptation(form="replace"),
+    "DDA, gradient, scale 6": lambda task: dda.DiffusionDrivenAdaptation(scale=6.0, factor=2),
+    "DADiff, R = A+, scale 1": _restoring,
+    "Blind, rate 0, scale 1": lambda task: blind.BlindPosteriorSampling(scale=1.0, rate=0.0),
+    "FreeDoM, signal, scale 0.005": lambda task: freedom.FreeDoM(loss=Likelihood(task.problem()), scale=0.005, form="signal", start=0.0, end=1.0, repeats=1),
+    "SGG, one region, strength 1": lambda task: semantic.SemanticGradientGuidance(loss=Likelihood(task.problem()), strength=1.0, local=False),
+}
+ONLY = {"Masked Sampler, blended": Inpainting, "ILVR (DDA, replace)": SuperResolution, "DDA, gradient, scale 6": SuperResolution, "Blind, rate 0, scale 1": GaussianBlur, "RePaint, 5 rounds": Inpainting}
+OUTSIDE = (
+    ("Blind Posterior Sampling with an operator that is estimated", "the posterior of picture and operator together is no mixture of Gaussians"),
+    ("Degradation-Aware Sampler with a trained upscaler", "the network is no function in closed form; R = A+ is its limit"),
+    ("Semantic Gradient Guidance by regions", "the sum of masked gradients is not the gradient of any likelihood, unless there is one region"),
+    ("FreeDoM in the form guidance", "its moves are as long as those of CFG, whatever the likelihood"),
+    ("Masked Sampler with a change map or a shrinking mask", "what they sample is no posterior: a place is kept at some levels and not at others"),
+    ("Diffusion-Driven Adaptation from a noised source", "it starts half way; here it starts from noise, with the measured means in place of the source's"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """misfit of a measurement, as a loss."""
+
+    problem: object
+    mask: object = None
+    title, differentiable = "likelihood", True
+
+    def active(self, step):
+        return True
+
+    def value(self, denoised, context):
+        return misfit(self.problem, denoised)
+
+
+SLOW = (reddiff.REDdiff, repaint.RePaint, resample.ReSample, daps.DecoupledPosteriorSampling, copaint.TractableSteering, dda.DiffusionDrivenAdaptation, blind.BlindPosteriorSampling, freedom.FreeDoM, semantic.SemanticGradientGuidance)
 
 
 def sampled(solver, task, flow=False, steps=STEPS, samples=SAMPLES, seed=0, sigmas=None):
     """[samples, d] of one solver on one task."""
     sigmas = schedule(flow, steps) if sigmas is None else sigmas
     x = float(sigmas[0]) * torch.randn(samples, *task.prior.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    problem = task.problem()
+    problem = LossProblem(solver.loss, sigmas, flow, title=solver.title) if isinstance(getattr(solver, "loss", None), Likelihood) else task.problem()
     problem.exact = task.posterior()
     generator = torch.Generator().manual_seed(seed + 1)
     draw = lambda: torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -189,15 +235,16 @@ def errors(found, task):
             "spread": float(seen.trace()) / trace, "spread_bar": 2 * math.sqrt(2 * size**2 / n) / trace}
 
 
-def measure(steps=STEPS, samples=SAMPLES):
-    """{parametrisation: {task: {solver: errors}}}."""
-    found = {}
+def measure(steps=STEPS, samples=SAMPLES, only=(), found=None):
+    """{parametrisation: {task: {solver: errors}}}; only: parts of names, the others keep what is in `found`."""
+    found = found or {}
     for flow in (False, True):
         for task in tasks():
             print(f"{task.name}, {'flow' if flow else 'k-units'}", flush=True)
-            for name, solver in SOLVERS.items():
-                if isinstance(solver, repaint.RePaint) and not isinstance(task.operator, Inpainting):
+            for name in (*SOLVERS, *MADE):
+                if not isinstance(task.operator, ONLY.get(name, object)) or only and not any(n.lower() in name.lower() for n in only):
                     continue
+                solver = SOLVERS[name] if name in SOLVERS else MADE[name](task)
                 count = min(samples, 200) if isinstance(solver, SLOW) else samples
                 result = errors(sampled(solver, task, flow, steps, count), task)
                 found.setdefault("flow" if flow else "k-units", {}).setdefault(task.name, {})[name] = {k: round(v, 5) for k, v in result.items()}
@@ -207,7 +254,7 @@ def measure(steps=STEPS, samples=SAMPLES):
 def page(found, steps, samples):
     """docs/effects/exactness.md."""
     lines = ["# Exactness of the measurement solvers", "",
-             f"Written by `./scripts/bench exactness`: {samples} samples (RED-diff, RePaint, ReSample, DAPS and CoPaint 200), {steps} steps, float64. Priors are Gaussians and mixtures of Gaussians over 4 x 4 values, whose clean estimate and",
+             f"Written by `./scripts/bench exactness`: {samples} samples (RED-diff, RePaint, ReSample, DAPS, CoPaint, DDA, ILVR, Blind, FreeDoM and SGG 200), {steps} steps, float64. Priors are Gaussians and mixtures of Gaussians over 4 x 4 values, whose clean estimate and",
              "posterior are known in closed form; the measurement is one noisy draw. k-units: Karras' levels from 80 to 0.002; flow: evenly spread levels.", "",
              "- mean: root mean square error of the samples' mean, in standard deviations of the prior.",
              "- covariance: error of the samples' covariance (Frobenius norm), relative to the posterior's. spread: its trace over the posterior's: 1 is right, 0 is a single picture.",
@@ -218,12 +265,13 @@ def page(found, steps, samples):
             lines += [f"| {name} | {r['mean']:.3f} ({r['mean_bar']:.3f}) | {r['covariance']:.3f} ({r['covariance_bar']:.3f}) | {r['spread']:.3f} ({r['spread_bar']:.3f}) |"
                       for name, r in by_solver.items()]
             lines.append("")
+    lines += ["## What has no row, and why", "", *(f"- {name}: {why}." for name, why in OUTSIDE), ""]
     return "\n".join(lines)
 
 
-def run(out, steps=STEPS, samples=SAMPLES):
-    found = measure(steps, samples)
+def run(out, steps=STEPS, samples=SAMPLES, only=()):
     out = Path(out)
+    found = measure(steps, samples, only, json.loads((out / "exactness.json").read_text(encoding="utf-8"))["errors"] if only else None)
     out.mkdir(parents=True, exist_ok=True)
     (out / "exactness.json").write_text(json.dumps({"steps": steps, "samples": samples, "errors": found}, indent=1) + "\n", encoding="utf-8")
     (out / "exactness.md").write_text(page(found, steps, samples), encoding="utf-8")

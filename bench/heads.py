@@ -8,22 +8,23 @@ from ..demo.weights_file import read
 from . import references
 
 SAMPLES, STEPS, TRAINING, SEED = 96, 12, 200, 50_002     # of the model without a prompt; no seed of the training
-NAMES = ("$backgrounds", "$grounds", "$discriminator", "$contrasts", "$rarities")
+BUNDLED = {"$backgrounds": "noisy_backgrounds", "$contrast_value": "value_contrast"}
+NAMES = ("$backgrounds", "$grounds", "$discriminator", "$contrasts", "$rarities", "$contrast_value")
 
 
 def value(text, subject, batch):
-    """What NAMES stand for: the bundled classifier and the labels of the wanted backgrounds; classifiers of made or rendered latents, of levels of contrast, of levels of rarity."""
+    """What NAMES stand for: the bundled classifier and the labels of the wanted backgrounds; classifiers of made or rendered latents, of levels of contrast, of levels of rarity; the bundled value function of contrast."""
     if text == "$grounds":
         return ", ".join(str(tuple(BACKGROUNDS).index(references.reference_of(c, True).background)) for c in batch)
     kept = vars(subject).setdefault("small_networks", {})
     if text not in kept:
-        kept[text] = _backgrounds() if text == "$backgrounds" else _trained(text, subject)
+        kept[text] = _bundled(text) if text in BUNDLED else _trained(text, subject)
     return kept[text]
 
 
-def _backgrounds():
-    from ..guidance.training.predictor import parse
-    return parse(read("noisy_backgrounds"))
+def _bundled(text):
+    from ..guidance.training import predictor, value
+    return (value if text == "$contrast_value" else predictor).parse(read(BUNDLED[text]))
 
 
 def made(subject):

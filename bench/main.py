@@ -45,6 +45,7 @@ def parser():
     x = sub.add_parser("exactness", help="errors of the measurement solvers against closed-form posteriors", description="Writes docs/effects/exactness.json and exactness.md.")
     x.add_argument("--steps", type=_count(2), default=200, help="sampler steps (default 200)")
     x.add_argument("--samples", type=_count(10), default=1000, help="samples of each solver (default 1000)")
+    x.add_argument("--only", nargs="+", default=(), metavar="SOLVER", help="parts of solvers' names; the others keep their figures (all without)")
     k = sub.add_parser("particles", help="how the particle samplers converge", description="Writes docs/effects/particles.json and particles.md.")
     q = sub.add_parser("codes", help="how well pictures refined towards a QR code are read", description="Writes docs/effects/codes.json and codes.md.")
     q.add_argument("--pictures", type=_count(2), default=24, help="pictures (default 24)")
@@ -76,7 +77,7 @@ def main(argv=None):
         torch.set_num_threads(args.threads)
     if args.what == "exactness":      # needs no host
         from .exactness import run
-        run(args.out, args.steps, args.samples)
+        run(args.out, args.steps, args.samples, args.only)
         print(f"Written to {args.out}")
         return 0
     if args.what == "particles":

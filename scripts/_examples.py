@@ -140,13 +140,16 @@ OWN = {
 
 
 def all_graphs(definitions, slug):
-    """{file stem: Graph}; nodes that are part of another one's method are in its example, or have one of their own."""
-    graphs, own = {}, dict(OWN)
+    """{file stem: Graph}; nodes that are part of another one's method are in its example, or have one of their own. MORE of a module: {title: (node id, function)} of methods made of several nodes."""
+    graphs, own, more = {}, dict(OWN), {}
     for info in pkgutil.iter_modules([os.path.dirname(__file__)]):
         if info.name.startswith("_examples_"):
-            own |= importlib.import_module(f".{info.name}", __package__).OWN
+            module = importlib.import_module(f".{info.name}", __package__)
+            own, more = own | module.OWN, more | getattr(module, "MORE", {})
     for node_id, definition in definitions.items():
         if not definition.part_of or node_id in own:
             name = slug(definition.title)
             graphs[name] = own.get(node_id, guided)(definitions, definition, name)
+    for title, (node_id, make) in more.items():
+        graphs[slug(title)] = make(definitions, definitions[node_id], slug(title))
     return graphs

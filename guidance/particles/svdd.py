@@ -25,7 +25,7 @@ class SVDD(CandidateSolver):
     x: state at one level, primes: the next. For many candidates the pictures follow p(x) exp(-loss(x) / temperature) as far as the estimate's value is the soft value. Entries and particles
     never compete, so every prompt keeps its picture. With temperature 0, from a quarter of the way on, it is the selection of SCG.
     Defaults: 10 candidates, temperature 0, eta 1 (the released code takes the best, the text draws; about 20 candidates for pictures). Noisy early estimates say little: start at 0.2 to 0.3 to save them.
-    Cost: `candidates` network evaluations for each chosen step, and as many values of the loss. Only the posterior-mean form; the one with a trained value network (SVDD-MC) is not here.
+    Cost: `candidates` network evaluations for each chosen step, and as many values of the loss. This is the posterior-mean form; the one with a trained value network (SVDD-MC) is SVDD Sampler with Learned Value.
     """
 
     node_id = "LodestarSVDDSampler"

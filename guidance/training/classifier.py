@@ -102,23 +102,15 @@ class TrainNoiseAwareClassifier(Method):
             raise BadInput(self.title, "examples", "all alike", "There must be at least two classes.")
         return self
 
-    def _split(self, classes):
-        """(numbers of the examples to learn from, of those kept for the report), every eighth of a fixed random order."""
-        order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
-        return (order, order[:0]) if len(order) < 16 else (order[torch.arange(len(order)) % 8 != 0], order[::8])
-
     def run(self, latents, sigma_of, flow=False, device="cpu", tick=None):
         """(Predictor, {share of the schedule: accuracy on what was kept}); latents: the examples' latents [m, ...] in the model's space, one tensor for each part of them (a batch is drawn from one,
         by their sizes); sigma_of(percent) the schedule; tick(step, total, loss) after each step."""
         classes, values = binned(self.examples.labels, self.bins)
-        learn, kept = self._split(classes)
-        start = torch.tensor([0] + [len(p) for p in latents]).cumsum(0)
-        pools = [(p, i, learn[(learn >= start[i]) & (learn < start[i + 1])]) for i, p in enumerate(latents)]
-        pools = [pool for pool in pools if len(pool[2])]
+        learn, kept = split(len(classes))
         with torch.inference_mode(False), torch.enable_grad():
             generator = torch.Generator().manual_seed(self.seed)
-            places = (torch.arange(TABLE) + 0.5) / TABLE
-            sigmas = torch.tensor([float(sigma_of(float(p))) for p in places])
+            draws = Draws(latents, learn, self.batch, flow, generator)
+            places, sigmas = table(sigma_of)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 network = NoisyClassifier(latents[0].shape[1], len(values), self.width).to(device)
@@ -128,9 +120,7 @@ class TrainNoiseAwareClassifier(Method):
                 optimiser = AdamW(network.parameters(), 0.05)
                 levels = sigmas[(places >= low) & (places < high)]
                 for i in range(steps):
-                    pool, number, own = pools[int(torch.multinomial(torch.tensor([float(len(p[2])) for p in pools]), 1, generator=generator))]
-                    rows = own[torch.randint(len(own), (self.batch,), generator=generator)]
-                    x, sigma = noised(pool[rows - start[number]].to(device), levels[torch.randint(len(levels), (self.batch,), generator=generator)].to(device), flow, generator)
+                    x, sigma, rows = draws(levels, device)
                     loss = F.cross_entropy(Predictor((network,), torch.tensor([0.0, 1.0]), values).logits(x, sigma, flow), classes[rows].to(device))
                     optimiser.step(loss, self.rate * 0.5 * (1 + math.cos(math.pi * i / steps)))
                     done[0] += 1
@@ -147,8 +137,36 @@ class TrainNoiseAwareClassifier(Method):
                 edges = [0.0, *inner, 1.0]
             predictor = Predictor(tuple(settled(e.cpu()) for e in experts), torch.tensor(edges), values)
             chosen = kept if len(kept) else learn
-            report = {p: _accuracy(predictor, latents, start, chosen, classes, float(sigma_of(p)), flow) for p in (0.1, 0.5, 0.9)}
+            report = {p: _accuracy(predictor, latents, draws.start, chosen, classes, float(sigma_of(p)), flow) for p in (0.1, 0.5, 0.9)}
         return predictor, report
+
+
+def split(count):
+    """(numbers of the examples to learn from, of those kept for the report), every eighth of a fixed random order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return (order, order[:0]) if len(order) < 16 else (order[torch.arange(len(order)) % 8 != 0], order[::8])
+
+
+def table(sigma_of):
+    """(places [TABLE] of the schedule, noise levels there)."""
+    places = (torch.arange(TABLE) + 0.5) / TABLE
+    return places, torch.tensor([float(sigma_of(float(p))) for p in places])
+
+
+class Draws:
+    """Noisy examples in random order: draws(levels, device) -> (x, sigma, numbers of the examples). A batch is drawn from one part of the latents, by their sizes."""
+
+    def __init__(self, latents, learn, batch, flow, generator):
+        self.batch, self.flow, self.generator = batch, flow, generator
+        self.start = start = torch.tensor([0] + [len(p) for p in latents]).cumsum(0)
+        pools = [(p, i, learn[(learn >= start[i]) & (learn < start[i + 1])]) for i, p in enumerate(latents)]
+        self.pools = [pool for pool in pools if len(pool[2])]
+
+    def __call__(self, levels, device="cpu"):
+        pool, number, own = self.pools[int(torch.multinomial(torch.tensor([float(len(p[2])) for p in self.pools]), 1, generator=self.generator))]
+        rows = own[torch.randint(len(own), (self.batch,), generator=self.generator)]
+        sigma = levels[torch.randint(len(levels), (self.batch,), generator=self.generator)].to(device)
+        return *noised(pool[rows - self.start[number]].to(device), sigma, self.flow, self.generator), rows
 
 
 def noised(x0, sigma, flow, generator):

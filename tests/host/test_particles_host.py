@@ -139,3 +139,26 @@ def test_corrector(lab, kind):
         inside[..., :4] = 1
         masked = lab.sample(sampler, model=guided, mask=inside)
         assert torch.isfinite(masked).all() and masked[..., 5:].abs().max() < 1e-5
+
+
+@pytest.mark.method("LodestarLearnedValueSampler", "LodestarTrainValueFunction")
+def test_a_value_function_is_trained_asked_and_kept(lab, tmp_path, monkeypatch):
+    """Trained in the graph on the model's latents, asked by the sampler, written and read again; one candidate is Euler; prompts with a row for each entry."""
+    latents = {"samples": torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(2))}
+    with torch.inference_mode():
+        scored = lab.node("LodestarScoreLatentsByLoss", model=lab.models["unet"], latent=latents, loss=lab.left)[0]
+        value, report = lab.node("LodestarTrainValueFunction", model=lab.models["unet"], examples=scored, steps=8, batch=4, width=8)
+    assert "6 examples" in report
+    plain = lab.sample(lab.samplers.ksampler("euler"), batch=2)
+    assert torch.equal(lab.sample(lab.node("LodestarLearnedValueSampler", value=value, candidates=1, eta=0.0)[0], batch=2), plain)
+    sampler, record = lab.node("LodestarLearnedValueSampler", value=value, candidates=3)
+    out = lab.sample(sampler, batch=2)
+    assert torch.isfinite(out).all() and torch.equal(out, lab.sample(sampler, batch=2)) and "3 particles" in record.words()
+    assert near(lab.sample(sampler), out[:1])
+    from lodestar.guidance.host import weight_files
+    monkeypatch.setattr(weight_files._folders(), "get_output_directory", lambda: str(tmp_path))
+    path, = lab.node("LodestarSaveValueFunction", value=value)
+    from lodestar.guidance.training.value import parse
+    from safetensors.torch import load_file
+    again = lab.sample(lab.node("LodestarLearnedValueSampler", value=parse(load_file(path)), candidates=3)[0], batch=2)
+    assert torch.isfinite(again).all() and again.shape == out.shape

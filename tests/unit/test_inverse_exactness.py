@@ -101,7 +101,22 @@ def test_the_page_is_that_of_its_figures():
         assert set(by_task) == {t.name for t in exactness.tasks()}
         for by_solver in by_task.values():
             assert set(exactness.SOLVERS) - {"RePaint, 5 rounds"} <= set(by_solver)
+            assert set(exactness.MADE) - set(exactness.ONLY) <= set(by_solver)
     one, plain = (data["errors"]["k-units"][name] for name in ("one number", "standard Gaussian, inpainting"))
     for by_solver in (one, plain):      # the score form is as exact as the sampler that knows the posterior
         assert by_solver["PiGDM, score"]["mean"] == pytest.approx(by_solver["exact score"]["mean"], abs=1e-4)
     assert one["DPS, likelihood"]["mean"] > 0.4 and one["PiGDM, published"]["spread"] < 0.01
+    # what is replaced without regard to its noise has none; a step by the likelihood's gradient alone is nearer than one of fixed length
+    assert one["Masked Sampler, blended"]["spread"] < 1e-6 and one["DADiff, R = A+, scale 1"]["spread"] < 1e-6
+    assert {n for by_task in data["errors"].values() for rows in by_task.values() for n in rows} == {*exactness.SOLVERS, *exactness.MADE}
+
+
+@pytest.mark.method("LodestarDegradationAwareSampler", "LodestarMaskedSampler")
+def test_made_solvers_are_what_their_names_say():
+    """DADiff with R = A+ and scale 1 replaces the measured part, as the mask does; the rest follows the prior."""
+    task = exactness.tasks()[1]
+    for name in ("Masked Sampler, blended", "DADiff, R = A+, scale 1"):
+        out = exactness.sampled(exactness.MADE[name](task), task, False, 20, 50).view(50, *task.prior.shape)
+        known = task.operator.keep(out).bool().expand_as(out)
+        torch.testing.assert_close(out[known], task.y.expand_as(out)[known])
+        assert float(out[~known].std()) > 0.4
