@@ -53,6 +53,7 @@ def parser():
                        "kept in the cache folder, so that an interrupted one goes on where it stopped.")
     t.add_argument("solvers", nargs="*", metavar="SOLVER", help="parts of solvers' names (all without)")
     t.add_argument("--pictures", type=_count(2), default=12, help="pictures of each task (default 12)")
+    t.add_argument("--tasks", nargs="+", default=(), metavar="TASK", help="names of tasks (all without)")
     t.add_argument("--fresh", action="store_true", help="restore again what is in the cache")
     g = sub.add_parser("gradients", help="memory and time of the three costs of a gradient", description="Writes docs/effects/gradients.json and gradients.md. What is left out stays as it was.")
     g.add_argument("--steps", type=_count(2), default=4, help="sampler steps per run (default 4)")

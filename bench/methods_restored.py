@@ -9,9 +9,9 @@ _PLAIN = Setup("image to image", 1.0, task="from the middle")
 _ONE = Setup("one step without it", 1.0, sampler=use(_START, noise=0.0), task="one step")
 
 
-def _against(setup, **bases):
+def _against(setup, metrics=_METRICS, **bases):
     """A restorer against each base, by name; it is to be nearer to the true picture."""
-    return tuple(Comparison(setup, base, (Claim("psnr", "higher"), Claim("features", "lower")), _METRICS, name.replace("_", " "), generators=("unet",)) for name, base in bases.items())
+    return tuple(Comparison(setup, base, (Claim("psnr", "higher"), Claim("features", "lower")), metrics, name.replace("_", " "), generators=("unet",)) for name, base in bases.items())
 
 
 _guided = lambda label, cfg=1.0, **values: Setup(label, cfg, (use(_S3DIFF, lora="$degradation_lora", **values),), sampler=use(_START, noise=0.0), task="one step")
@@ -23,6 +23,8 @@ ENTRIES = (
     Entry("LodestarPixelAwareAttention",
           (*_against(_aware("Pixel-Aware Attention"), as_it_is=_LEFT, image_to_image=_PLAIN, without_it=Setup("from 0.9 of the noise, without it", 1.0, sampler=use(_START, noise=0.9), task="restored")),
            *_against(_aware("Pixel-Aware Attention"), skip_connections_alone=_aware("its features in the skip connections alone", strength=0.0)))),
+    # without the evaluations, among which those of the training would be
+    Entry("LodestarTrainRestorationPrior", _against(Setup("restoration prior, 40 steps", 2.0, task="prior"), _METRICS[:3], words_alone=Setup("the same words without the training", 2.0, task="words alone"), image_to_image=_PLAIN)),
     Entry("LodestarRestorationStart",
           _against(_aware("Pixel-Aware Attention from 0.9"), from_the_noise_alone=_aware("Pixel-Aware Attention from 1", 1.0))
           + _against(Setup("from 0.5 of the noise", 1.0, sampler=use(_START, noise=0.5), task="restored"), plain=Setup("from the noise", 1.0, sampler=use(_START, noise=1.0), task="restored"))),

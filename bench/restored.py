@@ -8,7 +8,8 @@ import torch
 from ..demo import degraded as of
 from ..demo.scenes import SIZE, render
 
-TASKS = ("degraded", "from the middle", "one step", "restored")
+TASKS = ("degraded", "from the middle", "one step", "restored", "prior", "words alone")
+GOOD_WORD, BAD_WORD, PRIOR_STEPS, PRIOR_SEED = "at", "of", 40, 70_001      # of a restoration prior that is trained when it is measured; the seed is no other's
 METRICS = ("psnr", "features")
 VALUES = ("$degradation", "$degradation_lora", "$degraded", "$pixel_attention")
 FILES = {"$degradation_lora": ("degradation_lora", "degradation_estimator"), "$pixel_attention": ("pixel_attention",)}      # the bundled files behind a value
@@ -44,20 +45,36 @@ def files(setup):
 
 
 def sampled(subject, setup, batch, texts, steps):
-    """Latents [n, 16, 16, 16]. degraded: as they are; from the middle: by the sampler from the middle of the schedule on, as image to image; one step: from there at once; restored: through the whole schedule."""
+    """Latents [n, 16, 16, 16]. degraded: as they are; from the middle: by the sampler from the middle of the schedule on, as image to image; one step: from there at once; restored: through the whole schedule;
+    prior: as from the middle, by a model with a restoration prior, its words in both prompts; words alone: the same words without the training."""
     import comfy.samplers
     z = of.encode(pictures(batch)[1], subject.code)
     if setup.task == "degraded":
         return z
     sigmas = subject.sigmas(steps)
     middle = float(subject.model.get_model_object("model_sampling").percent_to_sigma(1 - (of.LEVEL + 0.5) / 1000))
+    worded = setup.task in ("prior", "words alone")
     if setup.task != "restored":
         later = sigmas[sigmas < middle * 0.999]
-        sigmas = torch.cat((torch.tensor([middle]), later if setup.task == "from the middle" else sigmas[-1:]))
-    guider = comfy.samplers.CFGGuider(subject.guided(setup, batch))
-    guider.set_conds(subject.encode(texts), subject.encode([""]))
+        sigmas = torch.cat((torch.tensor([middle]), later if worded or setup.task == "from the middle" else sigmas[-1:]))
+    guider = comfy.samplers.CFGGuider(prior(subject) if setup.task == "prior" else subject.guided(setup, batch))
+    guider.set_conds(*([subject.encode([f"{word} {t}" for t in texts]) for word in (GOOD_WORD, BAD_WORD)] if worded else (subject.encode(texts), subject.encode([""]))))
     guider.set_cfg(setup.cfg)
     return guider.sample(torch.cat([c.noise() for c in batch]), z, subject.sampler(setup, batch), sigmas, disable_pbar=True, seed=batch[0].seed)
+
+
+def prior(subject):
+    """The generator with a restoration prior, trained on 48 scenes that are measured nowhere; once for a subject."""
+    if getattr(subject, "prior", None) is None:
+        from ..guidance.host.prior_training import applied, train
+        from ..guidance.training.restoration_prior import RestorationExamples, TrainRestorationPrior
+        scenes, good, bad, _ = of.pairs(random.Random(PRIOR_SEED), 48, torch.Generator().manual_seed(PRIOR_SEED))
+        with torch.inference_mode(False):
+            good, bad = (of.encode(t, subject.code).clone() for t in (good, bad))
+            groups = tuple((good[i:i + 1], bad[i:i + 1], *(subject.encode([f"{word} {scene.caption}"]) for word in (GOOD_WORD, BAD_WORD))) for i, scene in enumerate(scenes))
+        lora, *_ = train(TrainRestorationPrior(examples=RestorationExamples(groups), steps=PRIOR_STEPS, batch=4).validate(), subject.model)
+        subject.prior = applied(subject.model, lora)
+    return subject.prior
 
 
 def values(metric, made, batch, judge, subject):

@@ -16,7 +16,8 @@ def _noisy(y, operator, noise, seed):
 
 
 def _apply(operator, image, noise, seed):
-    y = _noisy(operator.measure(image[..., :3].movedim(-1, 1)), operator, noise, seed)
+    drawn = operator.drawn(image[..., :3].movedim(-1, 1), torch.Generator().manual_seed(int(seed) + 1))
+    y = _noisy(drawn, operator, noise, seed)
     return (operator.show(y).movedim(1, -1).contiguous(),)
 
 
@@ -64,7 +65,7 @@ Wavelets and random projections give pictures with values outside 0 to 1: connec
             outputs=(Output("LATENT", "degraded", "What is left of it."),), run=_apply_latent, part_of=HUB,
             help="""    y = A z + noise n
 
-For operators that have a meaning on latents (all but colourisation, JPEG, quantisation and low light); sizes are in latent cells.
+For operators that have a meaning on latents (all but colourisation, JPEG, quantisation, low light and sensor exposure); sizes are in latent cells.
 """),
     NodeDef("LodestarMeasurement", "Measurement", category("inverse"), "What is known of a picture: how it was measured, what came out, how noisy it is.",
             inputs=(_operator, Input("noise", "FLOAT", "Standard deviation of the measurement's noise: for an image in its range of 0 to 1, for a latent in the VAE's units, as the nodes that apply an operator add it.",

@@ -1,4 +1,4 @@
-"""Examples of learned values, and of a regulated spectrum."""
+"""Examples of a sensor, of learned values, and of a regulated spectrum."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ class Seen:
     def restored(self, sampler, name, title):
         sigmas = self.g.add("BasicScheduler", model=self.scene.model, scheduler="normal", steps=STEPS)[0]
         self.scene.save(self.scene.custom(sampler, sigmas, self.g.add("RandomNoise", noise_seed=SEED + 1)[0]), name, title)
+
+
+def _sensor(definitions, definition, name):
+    made = Seen(definitions, f"{definition.title}: {definition.description} The picture, what a sensor sees of it in a quarter of the time, and what the Null-Space Sampler makes of that.",
+                definition.node_id, ratio=4.0, photons=400.0, read_noise=2.0)
+    made.show(made.picture, f"{name}_picture", "The picture")
+    made.show(made.degraded, f"{name}_measured", "What was measured")
+    made.restored(made.g.add("LodestarNullSpaceSampler", measurement=made.measurement(0.02))[0], name, "Restored")
+    return made.g
 
 
 def _valued(definitions, definition, name):
@@ -66,6 +75,7 @@ def _regulated(definitions, definition, name):
 
 MORE = {"Spectrum-Regulated Super-Resolution": ("LodestarSteeredDiffusion", _regulated)}
 OWN = {
+    "LodestarSensorExposureOperator": _sensor,
     "LodestarLearnedValueSampler": _valued,
     "LodestarTrainValueFunction": _learned,
 }

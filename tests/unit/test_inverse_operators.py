@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from lodestar.guidance.inverse.operators import OPERATORS, Colourisation, GaussianBlur, Inpainting, Jpeg, KernelBlur, LowLight, MissingTraces, MotionBlur, Quantisation, RandomProjection, SuperResolution, Wavelet
+from lodestar.guidance.inverse.operators import OPERATORS, Colourisation, GaussianBlur, Inpainting, Jpeg, KernelBlur, LowLight, MissingTraces, MotionBlur, Quantisation, RandomProjection, SensorExposure, SuperResolution, Wavelet
 from lodestar.guidance.inverse.operators.base import Operator
 from lodestar.guidance.method import BadInput
 
@@ -24,7 +24,7 @@ def disc():
 
 ALL = (Inpainting(hole()), Inpainting(hole(40, 24)), MissingTraces(), MissingTraces(0.75, "rows", "regular"), SuperResolution(), SuperResolution(3), SuperResolution(4, "bicubic"),
        SuperResolution(2, "bilinear"), GaussianBlur(1.0), GaussianBlur(3.0), MotionBlur(7.0, 30.0), MotionBlur(40.0, 90.0), KernelBlur(disc()), Colourisation(), RandomProjection(),
-       RandomProjection(1.0, 3), Wavelet(), Wavelet(2, "details"), Wavelet(9, "all"), Jpeg(), Jpeg(50, half_colour=True), Jpeg(30, "real"), Quantisation(), LowLight(), LowLight(4.0, 2.0))
+       RandomProjection(1.0, 3), Wavelet(), Wavelet(2, "details"), Wavelet(9, "all"), Jpeg(), Jpeg(50, half_colour=True), Jpeg(30, "real"), Quantisation(), LowLight(), LowLight(4.0, 2.0), SensorExposure())
 NAMES = [f"{type(o).__name__}{i}" for i, o in enumerate(ALL)]
 SIZES = ((2, 3, 16, 16), (1, 3, 13, 22), (2, 3, 2, 8, 9))
 
@@ -184,3 +184,15 @@ def test_random_choices_are_reproducible():
     assert not torch.equal(RandomProjection(0.3, 5).measure(u), RandomProjection(0.3, 6).measure(u))
     kept = RandomProjection(0.3).keep(torch.zeros(1, 3, 64, 64)).mean()
     assert abs(kept - 0.3) < 4 * math.sqrt(0.3 * 0.7 / (3 * 64 * 64))
+
+
+def test_sensor_counts_photons():
+    """Mean and variance of what is drawn; a shorter exposure and the rest of the time add up to the full time's distribution; other operators have no noise of their own."""
+    u, operator = torch.full((1, 1, 200, 200), 0.6), SensorExposure(8.0, 400.0, 3.0)
+    draw = lambda seed, sensor=operator: sensor.drawn(u, torch.Generator().manual_seed(seed)) * sensor.photons
+    y, expected = draw(0), 0.6 / 8 * 400
+    assert abs(float(y.mean()) - expected) < 5 * math.sqrt((expected + 9) / y.numel()) and abs(float(y.var()) / (expected + 9) - 1) < 5 * math.sqrt(2 / y.numel())
+    assert torch.equal(y, draw(0)) and not torch.equal(y, draw(1))
+    counts = y + draw(1, SensorExposure(8 / 7, 400.0, 0.0))
+    assert abs(float(counts.mean()) - 240) < 5 * math.sqrt(249 / y.numel()) and abs(float(counts.var()) / 249 - 1) < 5 * math.sqrt(2 / y.numel())
+    assert torch.equal(GaussianBlur(1.0).drawn(u, None), GaussianBlur(1.0).measure(u))

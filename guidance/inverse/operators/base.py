@@ -52,6 +52,10 @@ class Operator(Method):
         """V gain(s) V^T u, A = U s V^T: each part of u that A sees with one singular value times gain of it; s (a tensor) is 0 where it sees nothing."""
         return self._in_wide(lambda v: self.spectral(v, gain), u)
 
+    def drawn(self, u, generator):
+        """A measurement of u with the noise that belongs to the operator itself; most have none."""
+        return self.measure(u)
+
     def settle(self, y):
         """y with what is not measured set to 0 (noise was added everywhere, or the picture went through a file)."""
         return y
