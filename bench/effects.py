@@ -132,11 +132,12 @@ class Bench:
         path = self.options.out / "effects.json"
         generators = list(self.generators(tuple(g for g in ("unet", "dit", "video") if any(g in c.generators for e in entries.values() for c in e.comparisons))))
         for node_id, entry in entries.items():
-            sheets = []
+            sheets, captions = [], None
             for generator in generators:
-                metrics, rows, captions = self.method(entry, generator)
+                metrics, rows, found = self.method(entry, generator)
                 if not metrics:
                     continue
+                captions = captions or found
                 store.write_json(path, store.merge(store.read_json(path), node_id, generator, metrics, self.about(generator)))
                 sheets += [(f"{generator}: {label}", pictures) for label, pictures in rows]
             if sheets:

@@ -65,9 +65,10 @@ class ReadoutGuidance(MapSteer):
         super().validate()
         if self.neutral():
             return self
-        if self.readout.kind == "spatial" and self.image is None:
+        kind = getattr(self.readout, "kind", None)      # what is not connected yet has none
+        if kind == "spatial" and self.image is None:
             raise BadInput(self.title, "image", None, "This head reads a map: connect the one that is wanted.")
-        if self.readout.kind == "appearance" and sharing.source(self) is None:
+        if kind == "appearance" and sharing.source(self) is None:
             raise BadInput(self.title, "reference", None, "This head compares with a reference: connect a latent or a trajectory.")
         return self
 
