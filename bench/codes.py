@@ -9,8 +9,8 @@ from .stats import mean, ssim
 
 SIDE, MODULE, TEXT = 256, 8, "lodestar"
 SIZES, ANGLES = (192, 256, 512), (0, 15, 45, 160)      # of what the reader is shown: pixels of the picture's side, degrees that it is turned by
-RULE = dict(steps=60, rate=30.0)
-WAYS = (("as sampled", None), ("refined", {}), ("refined, the paper's loss alone (no weight on the finder patterns)", {"finders": 0.0}))
+RULE = dict(steps=100, rate=30.0)
+WAYS = (("as sampled", None), ("refined, dark below 0.3 and light above 0.8", {"dark_below": 0.3, "light_above": 0.8}), ("refined, as the node is set (0.45 and 0.65)", {}), ("refined, the paper's loss alone (no weight on the finder patterns)", {"finders": 0.0}))
 
 
 def views(picture):
