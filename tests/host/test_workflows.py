@@ -42,9 +42,11 @@ def quick(graph, generator="unet"):
         inputs = node["inputs"]
         if isinstance(inputs.get("steps"), int):      # of a sampler; Directed Diffusion has a share of the steps
             inputs["steps"] = QUICK
-        for name in ("samples", "iterations", "particles", "candidates", "rounds", "epochs"):      # of readings, of what searches, optimises, draws or trains
+        for name in ("samples", "iterations", "particles", "candidates"):      # of readings, of what searches and draws
             if isinstance(inputs.get(name), int):
                 inputs[name] = min(inputs[name], QUICK)
+        if inputs.get("pick") == "best":      # so few iterations need not find a better one
+            inputs["pick"] = "last"
         if node["class_type"] == "LodestarLoadDemoModel" and inputs["model"] != "video":
             inputs["model"] = generator
     return graph
