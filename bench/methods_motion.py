@@ -36,7 +36,7 @@ ENTRIES = (
     Entry("LodestarMotionGuidance",      # each picture takes a backward pass through the decoder: on one model
           (Comparison(_moved("colours along the flow, 2 repeats, w = 4", "$photometric"), _plain, (Claim("place_error", "lower"), Claim("kept", "higher")), _MOVED, generators=("unet",)),),
           (Cost("Motion Guidance, colours alone", sampler=use(MOTION, loss="$photometric", repeats=1), heavy=False),)),
-    Entry("LodestarFrameGuidance",      # no video model is bundled: the pictures of a batch, each with its own prompt, are to be alike
+    Entry("LodestarFrameGuidance",      # the pictures of a batch, each with its own prompt, are to be alike
           (Comparison(Setup("batch as frames that agree, w = 4", 4.0, sampler=use(FRAME, loss="$agree", rate=0.1, rounds=1), prompts="together"), Setup("CFG, w = 4, sampled together", 4.0, prompts="together"),
                       (Claim("apart", "lower"),), ("apart", "palette_together", "accuracy", "frechet", "evaluations"), generators=("unet",)),),
           (Cost("Frame Guidance, 1 round", sampler=use(FRAME, loss="$target", rounds=1), heavy=False),)),

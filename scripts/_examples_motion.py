@@ -71,7 +71,7 @@ def _source(scene, prompt, seed, title="Makes the picture"):
 
 
 def _frame_guidance(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: {definition.description} The bundled models make no videos: three pictures of a batch stand for frames. The first one is to be a given key frame, and neighbours are to agree. Above guided, "
+    scene = Scene(definitions, f"{definition.title}: {definition.description} The demo U-Net makes single pictures: three pictures of a batch stand for frames. The first one is to be a given key frame, and neighbours are to agree. Above guided, "
                   "below plain, then the key frame. Of a video take over = video.", "a red circle")
     g = scene.graph
     key = scene.decode(scene.sample(seed=SEED + 3, title="Makes the key frame"))
@@ -91,7 +91,7 @@ def _left(scene):
 
 
 def _reference(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: {definition.description} The bundled models make no videos: a picture stands for a frame. Its left half is known. Above guided, below plain, then the rendered frame.", "a red circle and a blue square")
+    scene = Scene(definitions, f"{definition.title}: {definition.description} The demo U-Net makes single pictures: one stands for a frame. Its left half is known. Above guided, below plain, then the rendered frame.", "a red circle and a blue square")
     g = scene.graph
     known = scene.decode(_source(scene, "a red circle left of a blue square", SEED + 4, "Makes the rendered frame"))
     loss = g.add("LodestarReferenceSequenceLoss", model=scene.model, image=known, mask=_left(scene), vae=scene.vae)[0]
