@@ -51,7 +51,7 @@ ENTRIES = (
     _led("LodestarFreeDoM", "FreeDoM", FREEDOM),
     _led("LodestarGeoGuide", "GeoGuide", GEO),
     _led("LodestarTrainingFreeGuidance", "Training-Free Guidance", TFG),
-    _led("LodestarDreamguider", "Dreamguider", DREAM, first=0.01, strength=5.0),
+    _led("LodestarDreamguider", "Dreamguider", DREAM),
     _led("LodestarUniversalGuidanceSampler", "Universal Guidance Sampler", UNIVERSAL),
     _led("LodestarSemanticGradientGuidance", "Semantic Gradient Guidance", SGG, labels="$labels"),
     _led("LodestarFree2Guide", "Free2Guide, 4 candidates, 8 choices", FREE2, BEST, (Claim("target_distance", "lower"),), ("target_distance", "accuracy", "evaluations"), candidates=4, steps=8),

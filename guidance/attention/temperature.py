@@ -89,6 +89,8 @@ class TemporalAttentionTemperature(Edit):
 
     def fitted(self, facts):
         if not any("temporal" in layer.attentions for layer in facts.geometry.layers):
+            if facts.geometry.temporal:
+                raise BadInput(self.title, "ComfyUI", "this version", "It does not let nodes act on the attention over the frames; use one of 2025 or newer.")
             raise BadInput(self.title, "model", facts.network, "It needs attention over the frames alone, as the video U-Nets of the SVD kind have it.")
         return self
 

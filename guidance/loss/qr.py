@@ -110,6 +110,7 @@ class ScanningRobust(PictureLoss):
 
     Modules that are read right are left alone, so the picture is free where the code allows it. Modules are sampled at 20 x 20 points whatever their size: the paper's loss where they have 20 pixels. The code's
     place and modules are found in the picture of it, which may have another size than what is sampled. quiet_zone adds modules around the code that have to be light; readers need some.
+    Pictures without any trace of a code need sharper thresholds: dark_below 0.3 and light_above 0.8 were read in 98 % of 144 views, the defaults in 63 % (docs/effects/codes.md).
     Papers use it with a QR ControlNet first, through the network at weight 500 beside a perceptual loss at 2 to 10, and then on the latent (Refine by Loss, SR-MPGD).
     Defaults: thresholds 0.45 and 0.65 (released code), no quiet zone (its padding is left out), finders 1 (released code: 0). Deviation: samples instead of pixels where modules are not 20 pixels wide.
     Paper: DiffQRCoder, arXiv 2409.06355.
