@@ -187,14 +187,23 @@ class Lab:
         return {k: torch.cat([f[k] for f in found]) for k in found[0]}
 
 
+def psnr(out, truth):
+    """[n]: peak signal-to-noise ratio in dB of pictures in [0, 1]."""
+    return -10 * torch.log10((out - truth).square().mean((1, 2, 3)).clamp(min=1e-10))
+
+
+def feature_distance(out, truth, network):
+    """[n]: distance of the measuring network's maps of two batches of pictures, as a share of the truth's size."""
+    from ..demo.measure import fit_size
+    a, b = (network.trunk(fit_size(t))[1].flatten(1) for t in (out, truth))
+    return (a - b).norm(dim=1) / b.norm(dim=1)
+
+
 def score(out, truth, scenes, judge):
     """{psnr in dB, feature: distance of the measuring network's maps as a share of the truth's size, correct: whether it shows what the scene has}, one per picture; not finite counts as gray."""
-    from ..demo.measure import fit_size, prompt_accuracy
+    from ..demo.measure import prompt_accuracy
     out = torch.where(torch.isfinite(out), out, torch.full_like(out, 0.5)).clamp(0, 1)
-    psnr = -10 * torch.log10((out - truth).square().mean((1, 2, 3)).clamp(min=1e-10))
-    coarse = [judge.network.trunk(fit_size(t))[1].flatten(1) for t in (out, truth)]
-    feature = (coarse[0] - coarse[1]).norm(dim=1) / coarse[1].norm(dim=1)
-    return {"psnr": psnr.double(), "feature": feature.double(), "correct": torch.tensor([float(v["all"]) for v in prompt_accuracy(scenes, out, judge.network)], dtype=torch.float64)}
+    return {"psnr": psnr(out, truth).double(), "feature": feature_distance(out, truth, judge.network).double(), "correct": torch.tensor([float(v["all"]) for v in prompt_accuracy(scenes, out, judge.network)], dtype=torch.float64)}
 
 
 def pictures_of(count):

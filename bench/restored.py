@@ -7,6 +7,7 @@ import torch
 
 from ..demo import degraded as of
 from ..demo.scenes import SIZE, render
+from . import restoration
 
 TASKS = ("degraded", "from the middle", "one step", "restored", "prior", "words alone")
 GOOD_WORD, BAD_WORD, PRIOR_STEPS, PRIOR_SEED = "at", "of", 40, 70_001      # of a restoration prior that is trained when it is measured; the seed is no other's
@@ -81,7 +82,4 @@ def values(metric, made, batch, judge, subject):
     """One value per picture: the peak signal-to-noise ratio in dB, or the distance of the measuring network's maps as a share of the true picture's."""
     true = subject.pictures(of.encode(pictures(batch)[0], subject.code)).clamp(0, 1)
     made = made.clamp(0, 1)
-    if metric == "psnr":
-        return -10 * torch.log10((made - true).square().mean((1, 2, 3)).clamp(min=1e-10))
-    a, b = (judge.network.trunk(t)[1].flatten(1) for t in (made, true))
-    return (a - b).norm(dim=1) / b.norm(dim=1)
+    return restoration.psnr(made, true) if metric == "psnr" else restoration.feature_distance(made, true, judge.network)

@@ -59,6 +59,7 @@ def sampled(subject, setup, batch, positive, negative, steps):
     """Latents of a search for a noise (its plain sampling at 0 iterations), or of plain sampling that is refined."""
     from ..guidance.host import optimise
     from ..guidance.host.refine import refine
+    from ..guidance.loss.latent_text import OptimiseLatentAndText
     noise = torch.cat([c.noise() for c in batch])
     empty = {"samples": torch.zeros_like(noise)}
     with quiet(), torch.inference_mode(False):
@@ -67,7 +68,7 @@ def sampled(subject, setup, batch, positive, negative, steps):
             with torch.inference_mode():
                 plain = subject.run(replace(setup, methods=(), task="sample"), batch, steps)[0]
             return refine(method.validate(), subject.model, {"samples": plain.clone()})[0]["samples"]
-        run = optimise.optimise_noise if hasattr(method, "memory") and hasattr(method, "renormalise") else optimise.optimise_text
+        run = optimise.optimise_text if isinstance(method, OptimiseLatentAndText) else optimise.optimise_noise
         return run(method.check(), subject.model, _own(positive), _own(negative), empty, noise=Fixed(noise))[0]["samples"]
 
 
