@@ -1,19 +1,16 @@
 """Trains the flow network on pairs of scenes whose objects were moved, turned and scaled, and writes its figures.
 
-    python -m demo.train_flow --out demo/weights [--minutes 5] [--threads 1] [--seed 0]
+    python -m demo.train_flow --out demo/weights [--minutes 9] [--threads 1] [--seed 0]
 """
-import argparse
-import json
-import os
 import random
 import time
 
 import torch
 import torch.nn.functional as F
 from guidance.loss.flow_network import FlowNetwork
-from safetensors.torch import load_file, save_file
 
 from .flow_pairs import errors, pairs
+from .train_loop import train_whole
 from .train_measure import flawed
 
 
@@ -50,50 +47,10 @@ def figures(network, code, seed, n=256):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="demo/weights")
-    parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--steps", type=int, default=0, help="stop after this many steps instead (repeatable)")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    rng, generator = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
-    code = load_file(os.path.join(args.out, "latents.safetensors"))
-    network = FlowNetwork()
-    print(f"{sum(p.numel() for p in network.parameters())} parameters", flush=True)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
-    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-    start, step, recent = time.process_time(), 0, []      # of the processor: others on the machine do not change what comes out much
-    while True:
-        part = step / args.steps if args.steps else (time.process_time() - start) / (args.minutes * 60)
-        if part >= 1:
-            break
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1, (step + 1) / 50) * min(1, (1 - part) / 0.6)
-        loss = loss_of(network, spoilt(pairs(rng, args.batch), code, generator))
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        with torch.no_grad():
-            for k, v in network.state_dict().items():
-                average[k].lerp_(v, 1 - min(0.99, step / (step + 10)))
-        recent.append(loss.item())
-        if step % 50 == 0:
-            print(f"step {step} loss {sum(recent) / len(recent):.4f} {time.process_time() - start:.0f}s", flush=True)
-            recent = []
-    network.load_state_dict({k: v.half().float() for k, v in average.items()})
-    network.eval().requires_grad_(False)
-    save_file({k: v.half().contiguous() for k, v in average.items()}, os.path.join(args.out, "flow.safetensors"))
-    result = {"seed": args.seed, "steps": step, "batch": args.batch, **figures(network, code, 10_000_019 + args.seed)}
-    with open(os.path.join(args.out, "flow.json"), "w", encoding="utf-8") as f:
-        json.dump(result, f, indent=1)
-        f.write("\n")
-    print(json.dumps(result, indent=1))
+    def loss(network, rng, n, code, generator):
+        return loss_of(network, spoilt(pairs(rng, n), code, generator))
+    # of the processor's time: others on the machine do not change what comes out much
+    train_whole(__doc__.splitlines()[0], "flow", FlowNetwork, loss, figures, minutes=9, batch=8, clock=time.process_time, out="demo/weights")
 
 
 if __name__ == "__main__":

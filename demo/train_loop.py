@@ -1,4 +1,4 @@
-"""What the scripts share that train a small addition (a LoRA, an adapter) to a bundled network: options, the frozen text encoder, the loop, and what is saved."""
+"""What the training scripts share. Of a small addition (a LoRA, an adapter) to a bundled network: options, the frozen text encoder, the loop, and what is saved. Of a small network of its own: all of it."""
 import argparse
 import json
 import os
@@ -76,3 +76,54 @@ def train(o, name, fresh, batch, loss_of):
     with open(os.path.join(o.out, f"{name}.json"), "w", encoding="utf-8") as f:
         json.dump(figures, f, indent=1)
         f.write("\n")
+
+
+def train_whole(about, name, make, loss_of, figures, minutes, batch, clock=time.time, out=None):
+    """Trains a small network of its own from the command line (--out, --minutes or --steps, --batch, --threads, --seed), and writes NAME.safetensors (fp16, averaged weights) and NAME.json (its figures) to --out.
+
+    loss_of(network, rng, n, code, generator) -> the loss of n fresh examples; figures(network, code, seed) -> {name: value}; clock: what --minutes are counted by; out: where to by default (None: it has to be given).
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--out", default=out, required=out is None)
+    parser.add_argument("--minutes", type=float, default=minutes)
+    parser.add_argument("--steps", type=int, default=0, help="stop after this many steps instead (repeatable)")
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    rng, generator = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
+    code = load_file(os.path.join(args.out, "latents.safetensors"))
+    network = make()
+    print(f"{sum(p.numel() for p in network.parameters())} parameters", flush=True)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    start, step, recent = clock(), 0, []
+    while True:
+        part = step / args.steps if args.steps else (clock() - start) / (args.minutes * 60)
+        if part >= 1:
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1, (step + 1) / 50) * min(1, (1 - part) / 0.6)
+        loss = loss_of(network, rng, args.batch, code, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        with torch.no_grad():
+            for k, v in network.state_dict().items():
+                average[k].lerp_(v, 1 - min(0.99, step / (step + 10)))
+        recent.append(loss.item())
+        if step % 50 == 0:
+            print(f"step {step} loss {sum(recent) / len(recent):.4f} {clock() - start:.0f}s", flush=True)
+            recent = []
+    network.load_state_dict({k: v.half().float() for k, v in average.items()})
+    network.eval().requires_grad_(False)
+    save_file({k: v.half().contiguous() for k, v in average.items()}, os.path.join(args.out, f"{name}.safetensors"))
+    result = {"seed": args.seed, "steps": step, "batch": args.batch, **figures(network, code, 10_000_019 + args.seed)}
+    with open(os.path.join(args.out, f"{name}.json"), "w", encoding="utf-8") as f:
+        json.dump(result, f, indent=1)
+        f.write("\n")
+    print(json.dumps(result, indent=1))
