@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from dataclasses import MISSING, FrozenInstanceError
 
 
@@ -24,44 +25,47 @@ def frozen(cls=None, /, *, eq=True):
 
 @functools.cache
 def _fields(cls):
-    return dataclasses.fields(cls)
+    """(names in order, {name: default}, the names without one, {name: what makes the default}) of a class."""
+    fields = dataclasses.fields(cls)
+    return (tuple(f.name for f in fields), {f.name: f.default for f in fields},
+            tuple(f.name for f in fields if f.default is MISSING and f.default_factory is MISSING),
+            {f.name: f.default_factory for f in fields if f.default_factory is not MISSING})
 
 
 @functools.cache
 def _compared(cls):
-    """The names of the fields that say whether two are equal; every layer of a network asks for them."""
-    return tuple(f.name for f in dataclasses.fields(cls) if f.compare)
+    """A function that gives the values which say whether two are equal; every layer of a network asks for them, so that it is one of C where it can be."""
+    names = tuple(f.name for f in dataclasses.fields(cls) if f.compare)
+    if len(names) > 1:
+        return operator.attrgetter(*names)
+    return lambda self: tuple([getattr(self, name) for name in names])
 
 
 def _init(self, *args, **given):
     cls = type(self)
-    names = _fields(cls)
-    if len(args) > len(names):
-        raise TypeError(f"{cls.__name__}() takes {len(names)} values, {len(args)} were given")
+    names, defaults, needed, made = _fields(cls)
     place = vars(self)
-    for i, f in enumerate(names):
-        if i < len(args):
-            if f.name in given:
-                raise TypeError(f"{cls.__name__}() got two values for {f.name!r}")
-            place[f.name] = args[i]
-        elif f.name in given:
-            place[f.name] = given.pop(f.name)
-        elif f.default is not MISSING:
-            place[f.name] = f.default
-        elif f.default_factory is not MISSING:
-            place[f.name] = f.default_factory()
-        else:
-            raise TypeError(f"{cls.__name__}() needs a value for {f.name!r}")
-    if given:
-        unknown = ", ".join(repr(k) for k in given)
+    place.update(defaults)
+    if args:
+        if len(args) > len(names):
+            raise TypeError(f"{cls.__name__}() takes {len(names)} values, {len(args)} were given")
+        place.update(zip(names, args))
+        twice = given.keys() & names[:len(args)]
+        if twice:
+            raise TypeError(f"{cls.__name__}() got two values for {min(twice)!r}")
+    if not given.keys() <= defaults.keys():
+        unknown = ", ".join(repr(k) for k in given if k not in defaults)
         raise TypeError(f"{cls.__name__}() knows no {unknown}")
+    place.update(given)
+    for name in needed:
+        if place[name] is MISSING:
+            raise TypeError(f"{cls.__name__}() needs a value for {name!r}")
+    for name, make in made.items():
+        if place[name] is MISSING:
+            place[name] = make()
     after = getattr(self, "__post_init__", None)
     if after is not None:
         after()
-
-
-def _values(self):
-    return tuple([getattr(self, name) for name in _compared(type(self))])
 
 
 def _repr(self):
@@ -69,11 +73,14 @@ def _repr(self):
 
 
 def _equal(self, other):
-    return _values(self) == _values(other) if other.__class__ is self.__class__ else NotImplemented
+    if other.__class__ is not self.__class__:
+        return NotImplemented
+    values = _compared(self.__class__)
+    return values(self) == values(other)
 
 
 def _hash(self):
-    return hash(_values(self))
+    return hash(_compared(self.__class__)(self))
 
 
 def _set(self, name, value):

@@ -133,14 +133,20 @@ def titled(edit):
 
 def chain(edits, site, attend):
     """One function (q, k, v) -> out that runs the edits, the first one outermost; observers see what the network's attention is given."""
+    if len(edits) == 1 and not edits[0].matrix:
+        return partial(_edited, edits[0], attend, site)
     matrix = tuple(e for e in edits if e.matrix)
-    own = replace(site, partial=False) if matrix else site
-    call = matrix[0].together(matrix, site, attend) if matrix else attend
+    call, own = attend, site
+    if matrix:
+        call, own = matrix[0].together(matrix, site, attend), replace(site, partial=False)
     for edit in reversed(sorted((e for e in edits if not e.matrix), key=lambda e: isinstance(e, AttentionObserver))):
-        def call(q, k, v, bias=None, edit=edit, inner=call, site=own):
-            return edit.apply(site, q, k, v, inner if bias is None else partial(_biased, inner, bias))
-        own = replace(site, partial=False)      # an edit further in counts on all queries
+        call = partial(_edited, edit, call, own)
+        own = replace(site, partial=False) if own is site else own      # an edit further in counts on all queries
     return call
+
+
+def _edited(edit, inner, site, q, k, v, bias=None):
+    return edit.apply(site, q, k, v, inner if bias is None else partial(_biased, inner, bias))
 
 
 def _biased(inner, outer_bias, q, k, v, bias=None):

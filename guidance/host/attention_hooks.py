@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from ..attention.edits import AttentionObserver, Site, apply_rows, fit_bias, rows_of, titled
+from ..attention.edits import AttentionObserver, Site, chain, fit_bias, rows_of, titled
 from ..layers import JOINT_FAMILIES
 from . import feature_hooks, references, rotary, unet_hooks
 from .calls import Noter
@@ -127,9 +128,10 @@ def _by_depth(call, depths, kind, previous):
 
 def _temporal(call, q, layer, kind, extra):
     """Whether a call under a spatial block's key is attention over the frames of a video (SVD), told by its rows and tokens."""
-    shape, chunks = extra.get("activations_shape"), len(call.roles(extra))
+    shape = extra.get("activations_shape")
     if not call.session.geometry.temporal or not shape:
         return False
+    chunks = len(call.chunks(extra))
     frames, cells = shape[0] // chunks, shape[-2] * shape[-1]
     if frames != cells:
         return (q.shape[0], q.shape[1]) == (chunks * cells, frames)
@@ -163,33 +165,33 @@ def _unet_replacement(call, layer, kind, previous):
                 return attend(q, k, v, 0, rows)
             place = "temporal"
         groups = call.groups(extra, rows, layer, place)
-        seen = references.attention(call, extra, layer, place, *(_heads(t, heads) for t in (q, k, v)))
-        if all(not edits for _, _, edits in groups):
+        seen = references.attention(call, extra, layer, place, *(_heads(t, heads) for t in (q, k, v))) if call.references else {}
+        if not any(edits for _, _, edits in groups):
             return attend(q, k, v, 0, rows)
         shape = extra.get("activations_shape")      # over the frames there is a row for each cell
         height, width, window = unet_grid(extra, q.shape[1] if place != "temporal" else shape[-2] * shape[-1])
-        site = Site(place, layer, height, width, None, slice(None), None, call.step, batch=rows // len(call.roles(extra)), shared=seen, window=window,
-                    prompt=slice(0, k.shape[1]) if place == "cross" else None,
-                    latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None, note=Noter(call, extra, layer, rows))
 
         def attend_heads(q_, k_, v_, start, stop, bias=None):
             return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop, bias), heads)
 
         qh, kh, vh = (_heads(t, heads) for t in (q, k, v))
-        extras = {e: tuple(_heads(t, heads) for t in pair) for e, pair in appended.items()}
-        site = _with_extra(site, extras, lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads), previous is not None)
+        own = _extra({e: tuple(_heads(t, heads) for t in pair) for e, pair in appended.items()},
+                     lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads), previous is not None)
+        site = Site(place, layer, height, width, None, slice(None), own, call.step, batch=rows // len(call.chunks(extra)), shared=seen, window=window,
+                    prompt=slice(0, k.shape[1]) if place == "cross" else None,
+                    latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None, note=Noter(call, extra, layer, rows))
         return _flat(_rows(groups, qh, kh, vh, attend_heads, site, call, extra))
     return run
 
 
-def _with_extra(site, extras, plain, others=False):
-    """The Site with what its edits had appended: `tokens` {edit: (k, v)} of negative prompts, `texts` {edit: ((k, v), ...)} of other texts of their own.
+def _extra(extras, plain, others=False):
+    """`Site.extra`, what its edits had appended: `tokens` {edit: (k, v)} of negative prompts, `texts` {edit: ((k, v), ...)} of other texts of their own.
     plain(q, k, v): attention without mask and without other packs'. others: whether `attend` leads through another pack's replacement."""
     texts = {}
     for (edit, i), pair in sorted(extras.items(), key=lambda item: item[0][1]):
         texts[edit] = (*texts.get(edit, ()), pair)
     tokens = {edit: pairs[0] for edit, pairs in texts.items() if getattr(edit, "negative", None) is not None}
-    return replace(site, extra={"tokens": tokens, "texts": texts, "plain": plain, "others": others})
+    return {"tokens": tokens, "texts": texts, "plain": plain, "others": others}
 
 
 def _cut(extra, rows):
@@ -200,10 +202,13 @@ def _cut(extra, rows):
 
 
 def _rows(groups, q, k, v, attend, site, call, options):
-    """apply_rows with the appended tokens cut to each group's rows, and the grid to the part of the picture that they show."""
+    """Attention of a batch whose rows carry different edits: the appended tokens cut to each group's rows, and the grid to the part of the picture that they show."""
     def local(start, stop):
-        window = inside(site.window, call.window_at(options, start, q.shape[0]))
-        return replace(rows_of(site, start, stop, q.shape[0]), extra=_cut(site.extra, slice(start, stop)), window=window)
+        count = q.shape[0]
+        window = inside(site.window, call.window_at(options, start, count))
+        if (start, stop) == (0, count) and window == site.window:
+            return site
+        return replace(rows_of(site, start, stop, count), extra=_cut(site.extra, slice(start, stop)), window=window)
 
     whole = (groups[0][0], groups[-1][1]) == (0, q.shape[0])      # not where a second text runs group after group
     if whole and all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
@@ -214,10 +219,13 @@ def _rows(groups, q, k, v, attend, site, call, options):
         return out
     parts = []
     for start, stop, edits in groups:
-        rows = slice(start, stop)
-        shift = lambda q_, k_, v_, a, b, bias=None, start=start: attend(q_, k_, v_, start + a, start + b, bias)
-        parts.append(apply_rows([(0, stop - start, edits)], q[rows], k[rows], v[rows], shift, local(start, stop)))
+        rows, own = slice(start, stop), partial(_of_rows, attend, start, stop)
+        parts.append((chain(edits, local(start, stop), own) if edits else own)(q[rows], k[rows], v[rows]))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _of_rows(attend, start, stop, q, k, v, bias=None):
+    return attend(q, k, v, start, stop, bias)
 
 
 # DiTs
@@ -502,7 +510,7 @@ def _dispatch(call, attention, site, groups, shadow, appended, refine, joined=No
     k, v = attention.k, attention.v
     if site is None:
         return attention.attend(q, k, v, 0, rows)
-    site = replace(_with_extra(site, pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
+    site = replace(site, extra=_extra(pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
     if shadow is not None:
         return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
     if joined is not None:

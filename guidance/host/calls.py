@@ -37,7 +37,8 @@ class Call:
         # references (guidance.host.references): what is kept of them, how many chunks are still to be evaluated, whether they are evaluated ahead, the call's options
         self.bank, self.expected, self.ahead, self.options = {}, 0, False, None
         self.live, self.network, self._picked = None, None, {}      # the options of the network call that runs; its network, for edits of its features; layers of the block edits at this step
-        self._chunks = {}                       # what `chunks` found, by the chunks' names: every layer asks for it
+        self._chunks, self._groups = {}, {}     # what `chunks` and `groups` found, by the chunks' names: every layer asks for it
+        self._carried = (None, (), ())          # what `_of_plan` found
         self.notes = {}                         # {(edit, Branch): [(uuid, layer, tensor)]} of the readings
 
     # conditionings
@@ -87,15 +88,22 @@ class Call:
     @property
     def edited(self):
         """Every edit that any role of this call carries."""
-        found = [r.edit for r in self.readings] + list(self.plan.edits)
-        for branch in self.plan.branches:
-            found += [e for e in branch.edits if e not in found]
-        return tuple(dict.fromkeys(found))
+        return self._of_plan()[1]
 
     @property
     def references(self):
         """The branches that any edit of this call looks at."""
-        return tuple(dict.fromkeys(b for edit in self.edited for b in edit.references))
+        return self._of_plan()[2]
+
+    def _of_plan(self):
+        """(plan, its edits, the branches they look at); every layer asks for them."""
+        if self._carried[0] is not self.plan:
+            found = [r.edit for r in self.readings] + list(self.plan.edits)
+            for branch in self.plan.branches:
+                found += [e for e in branch.edits if e not in found]
+            edits = tuple(dict.fromkeys(found))
+            self._carried = self.plan, edits, tuple(dict.fromkeys(b for edit in edits for b in edit.references))
+        return self._carried
 
     # readings
 
@@ -168,11 +176,14 @@ class Call:
 
     def chunks(self, options):
         """[(edits, window)] of a network call's chunks: the edits that their prompts carry, outermost first, and the part of the picture that they show."""
-        forced = self.session.forced_role
-        key = (tuple(options.get("uuids") or ()), tuple(options.get("lodestar_chunks") or options.get("cond_or_uncond") or ()), None if forced is None else id(forced))
+        key = self._key(options)
         if key not in self._chunks:
             self._chunks[key] = self._found(options)
         return self._chunks[key]
+
+    def _key(self, options):
+        forced = self.session.forced_role
+        return tuple(options.get("uuids") or ()), tuple(options.get("lodestar_chunks") or options.get("cond_or_uncond") or ()), None if forced is None else id(forced)
 
     def _found(self, options):
         roles = self.roles(options)
@@ -196,12 +207,15 @@ class Call:
         return x / wide, y / high, min(w, wide - x) / wide, min(h, high - y) / high
 
     def groups(self, options, rows, layer, kind):
-        """[(start, stop, edits)] of a network call's rows at one layer. Chunks of other parts of the picture are groups of their own."""
-        chunks = self.chunks(options)
-        size = rows // len(chunks)
-        here = {edits: tuple(e for e in edits if kind in e.kinds and layer in self.session.selected(e)) for edits, _ in chunks}
-        labels = [(here[edits], window if here[edits] else None) for edits, window in chunks]
-        return [(start, stop, label[0]) for start, stop, label in merge_groups(labels, size)]
+        """((start, stop, edits), ...) of a network call's rows at one layer. Chunks of other parts of the picture are groups of their own."""
+        key = (*self._key(options), rows, layer, kind)
+        if key not in self._groups:
+            chunks = self.chunks(options)
+            size = rows // len(chunks)
+            here = {edits: tuple(e for e in edits if kind in e.kinds and layer in self.session.selected(e)) for edits, _ in chunks}
+            labels = [(here[edits], window if here[edits] else None) for edits, window in chunks]
+            self._groups[key] = tuple((start, stop, label[0]) for start, stop, label in merge_groups(labels, size))
+        return self._groups[key]
 
     def window_at(self, options, row, rows):
         """The window of the chunk that a row belongs to."""

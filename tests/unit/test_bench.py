@@ -121,6 +121,20 @@ def test_merging_and_keeping(tmp_path):
     assert kept.get("k") is None
 
 
+def test_a_close_promise_is_judged_by_the_interval_of_its_median():
+    import math
+    assert costs.median_interval([1.0, 2.0, 3.0]) == (-math.inf, math.inf)      # P(all above or all below) = 1/4 > 0.1
+    assert costs.median_interval(range(1, 21)) == (6, 15)      # P(Bin(20, 1/2) <= 5) = 0.0207 <= 0.05 < 0.0577
+    way = costs.Timed("x", "CFG", None, limit=1.05)
+    for ratio, told in ((1.02, True), (1.1, False)):
+        way.pairs = [(ratio + (i - 10) / 1000, 1.0) for i in range(21)]
+        assert costs.verdict(way, costs.ratios(way, None)[0]) is told
+    way.pairs = [(1.04 + i / 1000, 1.0) for i in range(21)]
+    assert costs.verdict(way, 1.05) == "open"
+    way.pairs, way.limit = [], None
+    assert costs.verdict(way, 1.05) is None
+
+
 def test_costs_compare_within_a_repeat():
     base, way = costs.Timed("CFG", "CFG", None), costs.Timed("x", "CFG", None)
     base.seconds, way.seconds = [1.0, 2.0, 4.0], [1.5, 3.0, 6.0]
@@ -134,7 +148,13 @@ def test_costs_compare_within_a_repeat():
     from unittest import mock
     with mock.patch.object(costs.host, "on_gpu", lambda: False):
         costs.time_all([broken, fine], 2, Bar())
-    assert "ZeroDivisionError" in broken.error and len(fine.seconds) == 2 and fine.evaluations == 3
+        assert "ZeroDivisionError" in broken.error and len(fine.seconds) == 2 and fine.evaluations == 3
+        fine.seconds = [costs.PAIRS_SECONDS]
+        costs.time_pairs(fine, fine)
+        assert not fine.pairs      # a run that long leaves time for too few
+        fine.seconds = [1e-6]
+        costs.time_pairs(fine, fine)
+        assert len(fine.pairs) == costs.PAIRS and all(a >= 0 and b >= 0 for a, b in fine.pairs)
 
 
 def test_things_of_a_picture_lie_where_its_depth_says():
