@@ -1,6 +1,7 @@
 """`bench costs`: time per sampler step, evaluations and memory of each method relative to plain CFG, in one run with interleaved repeats."""
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import sys
@@ -229,6 +230,8 @@ def kernel_ways():
 
 def measure(name, ways, options, steps=None):
     """Times the ways of one network and returns their records."""
+    gc.collect()
+    gc.freeze()      # collections would go through the whole host's objects again and again, at whose expense is chance
     bar = tqdm(total=len(ways) * (options.repeats + 1), desc=name, file=sys.stderr, unit="run", mininterval=1.0)
     try:
         time_all(ways, options.repeats, bar)

@@ -68,6 +68,23 @@ def _init(self, *args, **given):
         after()
 
 
+def changed(value, /, **given):
+    """dataclasses.replace for a value of a @frozen class, in a fraction of its time."""
+    names, defaults, _, _ = _fields(value.__class__)
+    old = vars(value)
+    out = object.__new__(value.__class__)
+    place = vars(out)
+    place.update(old if len(old) == len(names) else {name: old[name] for name in names})      # without what was cached in it
+    if not given.keys() <= defaults.keys():
+        unknown = ", ".join(repr(k) for k in given if k not in defaults)
+        raise TypeError(f"{value.__class__.__name__}() knows no {unknown}")
+    place.update(given)
+    after = getattr(out, "__post_init__", None)
+    if after is not None:
+        after()
+    return out
+
+
 def _repr(self):
     return f"{type(self).__qualname__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in dataclasses.fields(self) if f.repr)})"
 

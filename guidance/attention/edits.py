@@ -7,11 +7,11 @@ before the output projection. `attend(q, k, v)` is the next edit's or the networ
 from __future__ import annotations
 
 import sys
-from dataclasses import field, replace
+from dataclasses import field
 from functools import partial
 from typing import Any
 
-from ..frozen import frozen
+from ..frozen import changed, frozen
 
 
 @frozen
@@ -138,10 +138,10 @@ def chain(edits, site, attend):
     matrix = tuple(e for e in edits if e.matrix)
     call, own = attend, site
     if matrix:
-        call, own = matrix[0].together(matrix, site, attend), replace(site, partial=False)
+        call, own = matrix[0].together(matrix, site, attend), changed(site, partial=False)
     for edit in reversed(sorted((e for e in edits if not e.matrix), key=lambda e: isinstance(e, AttentionObserver))):
         call = partial(_edited, edit, call, own)
-        own = replace(site, partial=False) if own is site else own      # an edit further in counts on all queries
+        own = changed(site, partial=False) if own is site else own      # an edit further in counts on all queries
     return call
 
 
@@ -198,7 +198,7 @@ def rows_of(site, start, stop, rows):
     if (start, stop) == (0, rows):
         return site
     mask = site.mask[start:stop] if site.mask is not None and site.mask.shape[0] == rows else site.mask
-    return replace(site, mask=mask, rotation=site.rotation and site.rotation.rows(start, stop), note=site.note and site.note.at(start), streams=site.streams and site.streams.at(start))
+    return changed(site, mask=mask, rotation=site.rotation and site.rotation.rows(start, stop), note=site.note and site.note.at(start), streams=site.streams and site.streams.at(start))
 
 
 def merge_groups(labels, size):

@@ -5,12 +5,12 @@ Everything is put into the options of one call, chained in front of what others 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from functools import partial
 
 import torch
 
 from ..attention.edits import AttentionObserver, Site, chain, fit_bias, rows_of, titled
+from ..frozen import changed
 from ..layers import JOINT_FAMILIES
 from . import feature_hooks, references, rotary, unet_hooks
 from .calls import Noter
@@ -208,7 +208,7 @@ def _rows(groups, q, k, v, attend, site, call, options):
         window = inside(site.window, call.window_at(options, start, count))
         if (start, stop) == (0, count) and window == site.window:
             return site
-        return replace(rows_of(site, start, stop, count), extra=_cut(site.extra, slice(start, stop)), window=window)
+        return changed(rows_of(site, start, stop, count), extra=_cut(site.extra, slice(start, stop)), window=window)
 
     whole = (groups[0][0], groups[-1][1]) == (0, q.shape[0])      # not where a second text runs group after group
     if whole and all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
@@ -328,7 +328,7 @@ def _site(call, place, net, q_tokens, k_tokens):
     if site is None:
         return None
     _, ph, pw = geometry.patch
-    return replace(site, frames=frames, window=(0.0, 0.0, width * pw / net["shape"][-1], height * ph / net["shape"][-2]), latent=net["shape"])
+    return changed(site, frames=frames, window=(0.0, 0.0, width * pw / net["shape"][-1], height * ph / net["shape"][-2]), latent=net["shape"])
 
 
 def _kind(layer, place, net, k_tokens):
@@ -471,7 +471,7 @@ def _override(call, previous):
         attention = _Attention(base, args, kwargs, options, main)
         if site is not None:
             seen = references.attention(call, options, place["layer"], site.kind, attention.q, attention.k, attention.v, site.image) if looked else {}
-            site = replace(site, batch=main // len(call.roles(options)), shared=seen, partial=attention.mask is None)
+            more = {"batch": main // len(call.chunks(options)), "shared": seen, "partial": attention.mask is None}
             if looked and not edited and not text and shadow is None and joined is None:
                 return base(*args, **kwargs)
         if edited:
@@ -479,9 +479,13 @@ def _override(call, previous):
                 raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {site.layer} in parts (guides of different strength); "
                                  "attention edits do not support that. Set the guides' strength to 1 or remove the edit.")
             net.setdefault("fired", set()).update((e, place["layer"]) for _, _, edits in groups for e in edits)
-            site = replace(site, note=Noter(call, options, place["layer"], main), streams=Streams(net, place["layer"], main) if "streams" in net else None)
+            more["note"] = Noter(call, options, place["layer"], main)
+            if "streams" in net:
+                more["streams"] = Streams(net, place["layer"], main)
             if any(e.unrotates for _, _, edits in groups for e in edits):
-                site = replace(site, rotation=_rotation(call, place, net, attention.q))
+                more["rotation"] = _rotation(call, place, net, attention.q)
+        if site is not None:
+            site = changed(site, **more)
         return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine, joined))
     return eager(run)
 
@@ -510,7 +514,7 @@ def _dispatch(call, attention, site, groups, shadow, appended, refine, joined=No
     k, v = attention.k, attention.v
     if site is None:
         return attention.attend(q, k, v, 0, rows)
-    site = replace(site, extra=_extra(pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
+    site = changed(site, extra=_extra(pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
     if shadow is not None:
         return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
     if joined is not None:

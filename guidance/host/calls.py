@@ -37,7 +37,7 @@ class Call:
         # references (guidance.host.references): what is kept of them, how many chunks are still to be evaluated, whether they are evaluated ahead, the call's options
         self.bank, self.expected, self.ahead, self.options = {}, 0, False, None
         self.live, self.network, self._picked = None, None, {}      # the options of the network call that runs; its network, for edits of its features; layers of the block edits at this step
-        self._chunks, self._groups = {}, {}     # what `chunks` and `groups` found, by the chunks' names: every layer asks for it
+        self._chunks = {}                       # what `chunks` found, by the chunks' names: every layer asks for it
         self._carried = (None, (), ())          # what `_of_plan` found
         self.notes = {}                         # {(edit, Branch): [(uuid, layer, tensor)]} of the readings
 
@@ -176,14 +176,11 @@ class Call:
 
     def chunks(self, options):
         """[(edits, window)] of a network call's chunks: the edits that their prompts carry, outermost first, and the part of the picture that they show."""
-        key = self._key(options)
+        forced = self.session.forced_role
+        key = (tuple(options.get("uuids") or ()), tuple(options.get("lodestar_chunks") or options.get("cond_or_uncond") or ()), None if forced is None else id(forced))
         if key not in self._chunks:
             self._chunks[key] = self._found(options)
         return self._chunks[key]
-
-    def _key(self, options):
-        forced = self.session.forced_role
-        return tuple(options.get("uuids") or ()), tuple(options.get("lodestar_chunks") or options.get("cond_or_uncond") or ()), None if forced is None else id(forced)
 
     def _found(self, options):
         roles = self.roles(options)
@@ -207,15 +204,11 @@ class Call:
         return x / wide, y / high, min(w, wide - x) / wide, min(h, high - y) / high
 
     def groups(self, options, rows, layer, kind):
-        """((start, stop, edits), ...) of a network call's rows at one layer. Chunks of other parts of the picture are groups of their own."""
-        key = (*self._key(options), rows, layer, kind)
-        if key not in self._groups:
-            chunks = self.chunks(options)
-            size = rows // len(chunks)
-            here = {edits: tuple(e for e in edits if kind in e.kinds and layer in self.session.selected(e)) for edits, _ in chunks}
-            labels = [(here[edits], window if here[edits] else None) for edits, window in chunks]
-            self._groups[key] = tuple((start, stop, label[0]) for start, stop, label in merge_groups(labels, size))
-        return self._groups[key]
+        """[(start, stop, edits)] of a network call's rows at one layer. Chunks of other parts of the picture are groups of their own."""
+        chunks = self.chunks(options)
+        here = [self.session.placed(edits, kind).get(layer, ()) for edits, _ in chunks]
+        labels = [(edits, window if edits else None) for edits, (_, window) in zip(here, chunks)]
+        return [(start, stop, label[0]) for start, stop, label in merge_groups(labels, rows // len(chunks))]
 
     def window_at(self, options, row, rows):
         """The window of the chunk that a row belongs to."""
@@ -254,7 +247,7 @@ class Session:
         self.roles, self.entries = {}, {}
         self.forced_role = None
         self.prompt_first = False      # guidance.host.places.prompt_first, looked up before the network is called
-        self._branches, self._selected, self._prompts = {}, {}, {}
+        self._branches, self._selected, self._prompts, self._placed = {}, {}, {}, {}
         self._geometry = self._network = None
         self.peers = {}
         self.references, self.references_first = {}, False      # latents and noise of references; whether they cannot share the others' network calls
@@ -291,6 +284,16 @@ class Session:
             selector = edit.layers or edit.default_layers(self.geometry)
             self._selected[edit] = frozenset(select(self.geometry, selector, type(edit).__name__))
         return self._selected[edit]
+
+    def placed(self, edits, kind):
+        """{layer: those of `edits` that act on its attention of one kind}; kept, because every layer asks in every step."""
+        if (edits, kind) not in self._placed:
+            table = self._placed[edits, kind] = {}
+            for edit in edits:
+                if kind in edit.kinds:
+                    for layer in self.selected(edit):
+                        table[layer] = (*table.get(layer, ()), edit)
+        return self._placed[edits, kind]
 
     def note_prompts(self):
         """Files the guider's own conditionings under their roles; called once their uuids exist."""

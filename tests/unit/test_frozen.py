@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, field
 
 import pytest
 
-from lodestar.guidance.frozen import frozen
+from lodestar.guidance.frozen import changed, frozen
 
 
 def pair(decorate):
@@ -44,6 +44,17 @@ def test_wrong_values_are_errors_as_there(args, given):
     for cls in (OURS[0], LIBRARY[0]):
         with pytest.raises(TypeError):
             cls(*args, **given)
+
+
+def test_changed_is_replace():
+    for value in (OURS[0](1), OURS[1](1, c=[4])):
+        vars(value)["cached"] = 1      # as functools.cached_property leaves it
+        for given in ({}, {"a": 5}, {"a": 5, "b": 0.5}):
+            ours, library = changed(value, **given), dataclasses.replace(value, **given)
+            assert type(ours) is type(value) and ours == library and vars(ours) == vars(library)
+        assert value.a == 1
+    with pytest.raises(TypeError, match="knows no 'e'"):
+        changed(OURS[0](1), e=1)
 
 
 def test_nothing_can_be_changed():
