@@ -65,6 +65,8 @@ class Measured:
             return pairs.values(metric, pictures, self.subject.pictures(self.before)[self.main], self.subject.pictures(pairs.depths(self.subject, found)))
         if metric in restored.METRICS:
             return restored.values(metric, pictures, found, self.judge, self.subject)
+        if metric in restored.WHOLE:
+            return restored.whole(metric, self)
         if metric in motion.METRICS:
             return motion.values(metric, self)
         if metric in searched.METRICS:

@@ -14,12 +14,24 @@ def _against(setup, metrics=_METRICS, **bases):
     return tuple(Comparison(setup, base, (Claim("psnr", "higher"), Claim("features", "lower")), metrics, name.replace("_", " "), generators=("unet",)) for name, base in bases.items())
 
 
-_guided = lambda label, cfg=1.0, **values: Setup(label, cfg, (use(_S3DIFF, lora="$degradation_lora", **values),), sampler=use(_START, noise=0.0), task="one step")
+_guided = lambda label, cfg=1.0, task="one step", **values: Setup(label, cfg, (use(_S3DIFF, lora="$degradation_lora", **values),), sampler=use(_START, noise=0.0), task=task)
 
 _PASD = "inverse.pixel_aware:PixelAwareAttention"
 _aware = lambda label, noise=0.9, cfg=1.0, **values: Setup(label, cfg, (use(_PASD, weights="$pixel_attention", latent="$degraded", **values),), sampler=use(_START, noise=noise), task="restored")
 
+_WHOLE = ("whole_psnr", "whole_features", "psnr", "features", "accuracy", "evaluations")
+
+
+def _by_the_branch(**bases):
+    """Guided Decode behind the one-step LoRA against each base; what is saved is to be nearer to the scene."""
+    setup = _guided("Guided Decode of one step with the LoRA", degradation="$degradation", task="guided")
+    return tuple(Comparison(setup, base, (Claim("whole_psnr", "higher"), Claim("whole_features", "lower")), _WHOLE, name.replace("_", " "), generators=("unet",)) for name, base in bases.items())
+
+
 ENTRIES = (
+    Entry("LodestarGuidedDecode",
+          _by_the_branch(VAE_Decode=_guided("the same step by VAE Decode", degradation="$degradation"), as_it_is=Setup("the degraded picture itself", 1.0, task="itself"), autoencoder=_LEFT,
+                         branch_alone=Setup("Guided Decode of the degraded latent", 1.0, task="guided alone"))),
     Entry("LodestarPixelAwareAttention",
           (*_against(_aware("Pixel-Aware Attention"), as_it_is=_LEFT, image_to_image=_PLAIN, without_it=Setup("from 0.9 of the noise, without it", 1.0, sampler=use(_START, noise=0.9), task="restored")),
            *_against(_aware("Pixel-Aware Attention"), skip_connections_alone=_aware("its features in the skip connections alone", strength=0.0)))),

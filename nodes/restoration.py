@@ -9,14 +9,14 @@ BUNDLED_PIXELS = "bundled: degraded pictures, for the demo U-Net"
 BUNDLED_LORA, BUNDLED_ESTIMATOR = "bundled: blur and noise, for the demo U-Net", "bundled: blur and noise of the demo scenes"
 
 
-def _files(first, folder):
+def files_of(first, folder):
     def files():
         from ..guidance.host.weight_files import names
         return [first, *names(folder)]
     return files
 
 
-def _tensors(node, file, bundled, name, folder):
+def tensors_of(node, file, bundled, name, folder):
     if file == bundled:
         from ..demo.weights_file import read
         return read(name)
@@ -27,13 +27,13 @@ def _tensors(node, file, bundled, name, folder):
 def _lora(file):
     from ..demo.degradation_lora import NAME
     from ..guidance.inverse.degradation_lora import parse
-    return (parse(_tensors(LORA, file, BUNDLED_LORA, NAME, "loras"), LORA, "file", file),)
+    return (parse(tensors_of(LORA, file, BUNDLED_LORA, NAME, "loras"), LORA, "file", file),)
 
 
 def _pixels(file):
     from ..demo.pixel_aware import NAME
     from ..guidance.inverse.pixel_aware import parse
-    return (parse(_tensors(PIXELS, file, BUNDLED_PIXELS, NAME, "diffusion_models"), PIXELS, "file", file),)
+    return (parse(tensors_of(PIXELS, file, BUNDLED_PIXELS, NAME, "diffusion_models"), PIXELS, "file", file),)
 
 
 def _estimate(image, file):
@@ -41,7 +41,7 @@ def _estimate(image, file):
 
     from ..demo.degradation_lora import ESTIMATOR
     from ..guidance.inverse.degradation import Degradation, parse_estimator
-    estimator = parse_estimator(_tensors(ESTIMATE, file, BUNDLED_ESTIMATOR, ESTIMATOR, "lodestar"), ESTIMATE, "file", file)
+    estimator = parse_estimator(tensors_of(ESTIMATE, file, BUNDLED_ESTIMATOR, ESTIMATOR, "lodestar"), ESTIMATE, "file", file)
     with torch.no_grad():
         scores = torch.cat([estimator(u[None, ..., :3].movedim(-1, 1).float().cpu()) for u in image])
     found = Degradation(tuple(tuple(round(v, 4) for v in pair) for pair in scores.tolist()))
@@ -62,7 +62,7 @@ NODES = (
         title=LORA,
         category=category("inverse"),
         description="Reads a degradation-guided LoRA (S3Diff) from a safetensors file in models/loras.",
-        inputs=(Input("file", "COMBO", "A file of models/loras in S3Diff's layout, or the small one that comes with the pack.", BUNDLED_LORA, choices=_files(BUNDLED_LORA, "loras")),),
+        inputs=(Input("file", "COMBO", "A file of models/loras in S3Diff's layout, or the small one that comes with the pack.", BUNDLED_LORA, choices=files_of(BUNDLED_LORA, "loras")),),
         outputs=(Output("LODESTAR_DEGRADATION_LORA", "lora", "For Degradation-Guided LoRA."),),
         run=_lora,
         part_of=DegradationGuidedLora.node_id,
@@ -86,7 +86,7 @@ picture than the degraded one is on the average (25.3 dB).
         category=category("inverse"),
         description="Estimates how blurred and how noisy pictures are, each as a number from 0 to 1.",
         inputs=(Input("image", "IMAGE", "The degraded pictures, at their own size: before they are enlarged."),
-                Input("file", "COMBO", "A file of models/lodestar in the layout of the estimator that S3Diff uses, or the small one that comes with the pack.", BUNDLED_ESTIMATOR, choices=_files(BUNDLED_ESTIMATOR, "lodestar"))),
+                Input("file", "COMBO", "A file of models/lodestar in the layout of the estimator that S3Diff uses, or the small one that comes with the pack.", BUNDLED_ESTIMATOR, choices=files_of(BUNDLED_ESTIMATOR, "lodestar"))),
         outputs=(Output("LODESTAR_DEGRADATION", "degradation", "Both numbers of each picture, for Degradation-Guided LoRA."), Output("FLOAT", "blur", "Of the first picture."), Output("FLOAT", "noise", "Of the first picture."),
                  Output("STRING", "text", "In words.")),
         run=_estimate,
@@ -105,7 +105,7 @@ What the scores mean is the file's own matter: a LoRA wants those that it was tr
         title=PIXELS,
         category=category("inverse"),
         description="Reads pixel-aware attention (PASD) from a safetensors file in models/diffusion_models.",
-        inputs=(Input("file", "COMBO", "A file of models/diffusion_models in PASD's layout, or the small one that comes with the pack.", BUNDLED_PIXELS, choices=_files(BUNDLED_PIXELS, "diffusion_models")),),
+        inputs=(Input("file", "COMBO", "A file of models/diffusion_models in PASD's layout, or the small one that comes with the pack.", BUNDLED_PIXELS, choices=files_of(BUNDLED_PIXELS, "diffusion_models")),),
         outputs=(Output("LODESTAR_PIXEL_ATTENTION", "weights", "For Pixel-Aware Attention."),),
         run=_pixels,
         part_of=PixelAwareAttention.node_id,

@@ -41,6 +41,19 @@ def _s3diff(definitions, definition, name):
     return made.save(name)
 
 
+def _guided(definitions, definition, name):
+    made = Degraded(definitions, definition, "One step with the Degradation-Guided LoRA. Above decoded with a second look at the degraded picture, below by VAE Decode.", 2.0, 0.15)
+    g, scene = made.graph, made.scene
+    found = g.add("LodestarEstimateDegradation", image=made.image)[0]
+    model = g.add("LodestarDegradationGuidedLora", model=scene.model, lora=g.add("LodestarLoadDegradationLora")[0], degradation=found)[0]
+    sigmas = g.add("BasicScheduler", model=scene.model, scheduler="simple", steps=1, denoise=0.5)[0]
+    latent = scene.custom(g.add("LodestarRestorationStart", noise=0.0)[0], sigmas, g.add("RandomNoise", noise_seed=SEED + 1)[0], model=model, cfg=1.0)
+    picture = g.add(definition.node_id, latent=latent, vae=scene.vae, image=made.image, branch=g.add("LodestarLoadGuidanceBranch")[0])[0]
+    g.add("SaveImage", "Decoded with the branch", images=picture, filename_prefix=f"lodestar/{name}")
+    scene.save(latent, f"{name}_without", "By VAE Decode")
+    return made.save(name)
+
+
 def _start(definitions, definition, name):
     made = Degraded(definitions, definition, "The prompt says what there is, the picture where. Above from three quarters of the noise, below from the noise alone.", noise=0.05)
     g = made.graph
@@ -84,4 +97,4 @@ def _prior(definitions, definition, name):
     return made.save(name)
 
 
-OWN = {"LodestarTrainRestorationPrior": _prior, "LodestarPixelAwareAttention": _pasd, "LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start}
+OWN = {"LodestarTrainRestorationPrior": _prior, "LodestarPixelAwareAttention": _pasd, "LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start, "LodestarGuidedDecode": _guided}
