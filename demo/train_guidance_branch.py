@@ -4,13 +4,9 @@
 
 It sees pieces of 64 pixels of a stock of restored pictures, turned and mirrored. Loss: 2 x squared error and 1 x the distance of features (of the bundled VGG in place of LPIPS), against the scene itself.
 """
-import os
-
 import torch
-from safetensors.torch import load_file
 
 from ..guidance.inverse.degradation import parse_estimator
-from ..guidance.inverse.degradation_lora import parse as parse_lora
 from ..guidance.inverse.guidance_branch import parse
 from . import degradation_lora, text
 from .degraded import GOOD, encode, pairs
@@ -18,6 +14,7 @@ from .guidance_branch import NAME, fresh
 from .train_degradation_lora import features, restored
 from .train_generator import import_host
 from .train_loop import encoder_of, frozen_unet, options, train
+from .weights_file import read
 
 STOCK, SIDE = 128, 64
 
@@ -26,14 +23,11 @@ class Restorer:
     """What stands before the branch, frozen."""
 
     def __init__(self, folder):
-        from .loader_vae import Autoencoder, _weights
+        from .loader_vae import make_vae
         self.network, self.alpha = frozen_unet(folder)
-        self.encoder, self.code = encoder_of(folder), load_file(os.path.join(folder, "latents.safetensors"))
-        self.lora = {k: v.float() for k, v in load_file(os.path.join(folder, f"{degradation_lora.NAME}.safetensors")).items()}
-        parse_lora(self.lora, "train", "lora")
-        self.estimator = parse_estimator({k: v.float() for k, v in load_file(os.path.join(folder, f"{degradation_lora.ESTIMATOR}.safetensors")).items()}, "train", "file")
-        self.vae = Autoencoder(dtype=torch.float32).requires_grad_(False)
-        self.vae.load_state_dict(_weights(folder))
+        self.encoder, self.code = encoder_of(folder), read("latents", folder)
+        self.lora, self.estimator = read(degradation_lora.NAME, folder), parse_estimator(read(degradation_lora.ESTIMATOR, folder), "train", "file")
+        self.vae = make_vae(folder).first_stage_model.float()
 
     def __call__(self, bad, texts):
         """Pictures [n, 3, 128, 128] in [0, 1] of one step from degraded ones."""
@@ -78,7 +72,7 @@ def main():
     o = options(__doc__.splitlines()[0], 300, 6)
     import_host(o.host)
     torch.set_grad_enabled(True)
-    restorer, vgg = Restorer(o.out), {k: v.float() for k, v in load_file(os.path.join(o.out, "scene_vgg.safetensors")).items()}
+    restorer, vgg = Restorer(o.out), read("scene_vgg", o.out)
     stock = Stock(restorer, torch.Generator().manual_seed(o.seed + 1))
     train(o, NAME, lambda: fresh(o.seed), stock, lambda weights, made, generator: loss_of(weights, made, vgg))
 
