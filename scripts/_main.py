@@ -24,6 +24,8 @@ def _environment(host: _hosts.Host | None, **more: str) -> dict:
     env = {k: v for k, v in os.environ.items() if not k.startswith("LODESTAR_HOST")}
     if host is not None:
         env.update(LODESTAR_HOST_PATH=str(host.path), LODESTAR_HOST_KIND=host.kind, LODESTAR_HOST_VERSION=host.version, LODESTAR_HOST_ORIGIN=host.origin)
+    if host is not None and not host.users:      # our own copy may keep its compiled modules: some hundred are loaded at every start
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin for work make a busy machine ten times slower
     env.update(more)
     return env
