@@ -39,8 +39,8 @@ NODES = (
 Kernels are square and odd (3 in the bundled file, gate 1). Pictures go in and out in [0, 1].
 
 The bundled file (width 16) stands behind one step of the demo model "unet" with the bundled degradation-guided LoRA and its estimate, scheduler "simple", 1 step, denoise 0.5: pictures of the demo scenes, blurred by up
-to 5 pixels and with noise of up to 0.4. It was trained by demo/train_guidance_branch.py for 300 steps, on that step's results alone: behind others it adds grain. On 16 fresh pictures of 128 pixels the same step is
-27.2 dB from the scene with it and 23.1 with VAE Decode; the degraded pictures are 18.5, through the VAE 25.1, and what the branch makes of these without the step 24.4.
+to 5 pixels and with noise of up to 0.4. It was trained by demo/train_guidance_branch.py for 300 steps, on that step's results alone: behind others it adds grain, and of strong noise some is left. On 16 fresh pictures
+of 128 pixels the same step is 27.2 dB from the scene with it and 23.1 with VAE Decode; the degraded pictures are 18.5, through the VAE 25.1, and what the branch makes of these without the step 24.4.
 """,
     ),
 )

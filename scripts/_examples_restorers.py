@@ -42,7 +42,7 @@ def _s3diff(definitions, definition, name):
 
 
 def _guided(definitions, definition, name):
-    made = Degraded(definitions, definition, "One step with the Degradation-Guided LoRA. Above decoded with a second look at the degraded picture, below by VAE Decode.", 2.0, 0.15)
+    made = Degraded(definitions, definition, "One step with the Degradation-Guided LoRA. Above decoded with a second look at the degraded picture, below by VAE Decode.", 3.0, 0.05)
     g, scene = made.graph, made.scene
     found = g.add("LodestarEstimateDegradation", image=made.image)[0]
     model = g.add("LodestarDegradationGuidedLora", model=scene.model, lora=g.add("LodestarLoadDegradationLora")[0], degradation=found)[0]
