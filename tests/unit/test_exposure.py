@@ -70,7 +70,7 @@ def test_one_step_is_the_network_alone_and_batches_do_not_mix():
     y = SENSOR.drawn(torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(3)), torch.Generator().manual_seed(4))
     alone, = ExposureDiffusion(SENSOR, network, 1).restored(y)
     counts = (y * SENSOR.photons).clamp(min=0)
-    assert torch.equal(alone[:1], network(counts[:1] / 20, counts[:1], counts[:1] / 20)) and alone.shape == y.shape
+    assert torch.equal(alone[:1], network(counts[:1] / SENSOR.photons * SENSOR.ratio, counts[:1], counts[:1])) and alone.shape == y.shape
     found = ExposureDiffusion(SENSOR, network, 3, seed=5).restored(y)
     assert len(found) == 3 and torch.equal(found[-1], alone) and (found[0] - alone).abs().max() > 1e-3
     torch.testing.assert_close(ExposureDiffusion(SENSOR, network, 3, seed=6).restored(y[1:])[0], found[0][1:])
@@ -85,7 +85,7 @@ def test_the_bundled_network_knows_flat_pictures():
         y = operator.drawn(u, torch.Generator().manual_seed(7))
         found = ExposureDiffusion(operator, bundled(), 3).restored(y)[0]
         noise = math.sqrt(level / 20 / 1000 + 4e-6) * 20      # of a brightened pixel
-        assert float((found - level).square().mean().sqrt()) < 0.8 * noise
+        assert float((found - level).square().mean().sqrt()) < 0.5 * noise
 
 
 def test_more_than_the_brightened_picture_on_scenes():
@@ -93,7 +93,7 @@ def test_more_than_the_brightened_picture_on_scenes():
     truth = torch.stack([render(s, 64) for s in two_object_prompts(3, 77)])
     y = operator.drawn(truth, torch.Generator().manual_seed(8))
     error = lambda u: float((u.clamp(0, 1) - truth).square().mean())
-    assert error(ExposureDiffusion(operator, bundled(), 3).restored(y)[0]) < 0.8 * error(20 * y)
+    assert error(ExposureDiffusion(operator, bundled(), 3).restored(y)[0]) < 0.2 * error(20 * y)      # 7 dB
 
 
 def test_files():
