@@ -43,13 +43,13 @@ class MultiScaleRestoration(Term):
     e: mean squared error of the scale where the picture is known, within `reach`, in the band that it would give (low - P y; (1 - U P)(crops - y)); e': that of base in the same band. No mask: g = 0
 
     Paper: DiffuMural, arXiv 2504.09513: predictions at three scales (256, 512, 1024), each led by a ControlNet that is shown the damaged picture, go together, weighted place by place and step by step by "dynamic diffusers", with processing by
-    frequencies and a loss of cyclic consistency. There is no code, and its formulas could not be read in full (unverified): this is what runs when sampling, with any ControlNet. Deviations: the diffusers are trained networks;
+    frequencies and a loss of cyclic consistency. No code was found, and of the paper only the abstract and the figures' captions were at hand (formulas unverified): this is what of it runs while sampling, with any ControlNet. Deviations: the diffusers are trained networks;
     here the consistency with what is known says how far a scale is to be trusted. Each scale gives one band in place of all. The cyclic loss trains the ControlNet there; here base' stands for it. Contours of the damage by k-means and the
     reward loss belong to that training and are left out.
 
     Put the ControlNet on both prompts (Apply ControlNet) and the mask on the latent (Set Latent Noise Mask). Without a ControlNet the scales go together all the same, by the mask; without a mask by the schedule alone. eps, v and flow models, U-Nets and
     DiTs, videos frame by frame.
-    Defaults: factor 2 and crops of half the side, so that both are of the trained size where the picture is twice as large; the rest chosen on the bundled model.
+    Defaults: factor 2 and crops of half the side, so that both are of the trained size where the picture is twice as large; full strength of both; the rest by reasoning, not tuned.
     Limits: the picture should be larger than those the model was trained on, else the small one is too small. Rules other than CFG act on the large picture only. Not on hosts before December 2024.
     Cost for each prompt: 1 / factor^2 until the last step and windows^2 crop^2 from the second on.
     """
