@@ -1,6 +1,6 @@
 """Trains the Control-LoRA that comes with the pack (demo/damage.py): it shows the bundled U-Net what is left of a damaged picture. The U-Net's own weights stay as they are.
 
-    python scripts/_module.py lodestar.demo.train_damage --host PATH_OF_COMFYUI --out demo/weights [--steps 130] [--batch 4] [--rate 3e-3] [--seed 0]
+    python scripts/_module.py lodestar.demo.train_damage --host PATH_OF_COMFYUI --out demo/weights [--steps 80] [--batch 4] [--rate 5e-3] [--seed 0]
 
 Half of the pictures are whole scenes, half parts seen from nearer, as the patches of a larger picture are; one caption in two is empty.
 """
@@ -38,7 +38,7 @@ def loss_of(network, control, weights, made, alpha, generator):
 
 
 def main():
-    o = options(__doc__.splitlines()[0], 130, 4)
+    o = options(__doc__.splitlines()[0], 80, 4)
     import_host(o.host)
     torch.set_grad_enabled(True)
     torch.manual_seed(o.seed)
@@ -46,7 +46,7 @@ def main():
     control = controlnet()
     encoder, code = encoder_of(o.out), load_file(os.path.join(o.out, "latents.safetensors"))
     train(o, NAME, lambda: fresh(network, control, code, seed=o.seed), lambda rng, n: batch(rng, n, code, encoder),
-          lambda weights, made, generator: loss_of(network, control, weights, made, alpha, generator))
+          lambda weights, made, generator: loss_of(network, control, weights, made, alpha, generator), held=3)
 
 
 if __name__ == "__main__":
