@@ -86,7 +86,39 @@ def _returned(definitions, definition, name):
     return _both(scene, definition, name, classifier, scale=3.0)
 
 
+def _seen(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} The prompt names no colour; a text and a picture are what is to be come close to. Above by the text \"a red circle\", in the middle by the picture, below without.", prompt="a large circle")
+    g = scene.graph
+    vision, encoder = g.add("LodestarLoadDemoVision", encoder="scenes and captions")[0], g.add("LodestarLoadNoiseAwareEncoder")[0]
+    other = g.add("CLIPTextEncode", "Prompt: the picture to be like", text="a large green triangle on a black background", clip=scene.clip)[0]
+    given = scene.sample(positive=other, seed=SEED + 1, title="Makes the picture to be like")
+    scene.save(given, f"{name}_given", "The picture to be like")
+    by_text = g.add(definition.node_id, "By a text", model=scene.model, encoder=encoder, text="a red circle", clip=scene.clip, clip_vision=vision)[0]
+    scene.save(scene.sample(by_text, title="By a text"), name, "By a text")
+    by_picture = g.add(definition.node_id, "By a picture", model=scene.model, encoder=encoder, reference=given)[0]
+    scene.save(scene.sample(by_picture, title="By a picture"), f"{name}_picture", "By a picture")
+    scene.save(scene.sample(title="Without it"), f"{name}_without", "Without it")
+    return g
+
+
+def _embedded(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Here it learns the demo scene encoder's embeddings of twenty-four pictures, half of them of red circles, and leads the circle of a prompt that names no colour towards red; hundreds of pictures would be better. "
+                  "Above with Semantic Diffusion Guidance, below without.", prompt="a large circle")
+    g = scene.graph
+    vision = g.add("LodestarLoadDemoVision", encoder="scenes and captions")[0]
+    both = g.add("LatentBatch", samples1=_many(scene, "a large red circle", 12), samples2=_many(scene, "a large blue circle", 12))[0]
+    encoder = g.add(definition.node_id, model=scene.model, vae=scene.vae, clip_vision=vision, latent=both, steps=100, batch=16)[0]
+    g.add("LodestarSaveNoiseAwareEncoder", encoder=encoder, prefix="lodestar/noisy_encoder")
+    red = _many(scene, "a large red circle", 1, SEED + 3)
+    model = g.add("LodestarSemanticDiffusionGuidance", model=scene.model, encoder=encoder, reference=red)[0]
+    scene.save(scene.sample(model, cfg=1.0, title="With the node"), name, "With the node")
+    scene.save(scene.sample(cfg=1.0, title="Without it"), f"{name}_without", "Without it")
+    return g
+
+
 OWN = {
+    "LodestarSemanticDiffusionGuidance": _seen,
+    "LodestarTrainNoiseAwareEncoder": _embedded,
     "LodestarSelfGuidance": _moved,
     "LodestarClassifierGuidance": _classified,
     "LodestarTrainNoiseAwareClassifier": _trained,
