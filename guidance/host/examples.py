@@ -12,13 +12,13 @@ from .features import is_flow
 from .probe import probe
 
 
-def samples_of(node, latent):
+def samples_of(node, latent, field="latent"):
     """The latents of a LATENT; BadInput for packed ones and for numbers that are none."""
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
-        raise BadInput(node, "latent", "audio and video together", "Separate them first.")
+        raise BadInput(node, field, "audio and video together", "Separate them first.")
     if not bool(torch.isfinite(samples).all()):
-        raise BadInput(node, "latent", "not finite", "The latent holds numbers that are none; it was broken before this node.")
+        raise BadInput(node, field, "not finite", "The latent holds numbers that are none; it was broken before this node.")
     return samples
 
 
