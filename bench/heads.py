@@ -9,21 +9,30 @@ from . import references
 
 SAMPLES, STEPS, TRAINING, SEED = 96, 12, 200, 50_002     # of the model without a prompt; no seed of the training
 BUNDLED = {"$backgrounds": "noisy_backgrounds", "$contrast_value": "value_contrast"}
-NAMES = ("$backgrounds", "$grounds", "$discriminator", "$contrasts", "$rarities", "$contrast_value")
+NAMES = ("$noisy_encoder", "$caption_texts", "$known", "$backgrounds", "$grounds", "$discriminator", "$contrasts", "$rarities", "$contrast_value")
 
 
 def value(text, subject, batch):
-    """What NAMES stand for: the bundled classifier and the labels of the wanted backgrounds; classifiers of made or rendered latents, of levels of contrast, of levels of rarity; the bundled value function of contrast."""
+    """What NAMES stand for: the bundled noise-aware encoder, what the scene encoder gives of the captions, the wanted pictures; the bundled classifier and the labels of the wanted backgrounds; classifiers of made or rendered latents, of levels of contrast, of levels of rarity; the bundled value function of contrast."""
     if text == "$grounds":
         return ", ".join(str(tuple(BACKGROUNDS).index(references.reference_of(c, True).background)) for c in batch)
+    if text == "$caption_texts":      # in the scene encoder's space
+        from ..demo.vision import SceneVision
+        from ..guidance.host.vision import text_embeddings
+        return text_embeddings(subject.clip, [c.scene.caption for c in batch], SceneVision(), "bench")
+    if text == "$known":      # the wanted pictures, in the model's space
+        return subject.model.get_model_object("latent_format").process_in(subject.target(batch))
     kept = vars(subject).setdefault("small_networks", {})
     if text not in kept:
-        kept[text] = _bundled(text) if text in BUNDLED else _trained(text, subject)
+        kept[text] = _bundled(text) if text in (*BUNDLED, "$noisy_encoder") else _trained(text, subject)
     return kept[text]
 
 
 def _bundled(text):
     from ..guidance.training import predictor, value
+    if text == "$noisy_encoder":
+        from ..guidance.training.noisy_encoder import parse_encoder
+        return parse_encoder(read("noisy_encoder"))
     return (value if text == "$contrast_value" else predictor).parse(read(BUNDLED[text]))
 
 

@@ -1,5 +1,5 @@
 """What is measured for the losses that look inside the network or at the noisy state."""
-from .methods import EMPTY
+from .methods import COLOURLESS, EMPTY
 from .methods_regions import placed
 from .methods_sharing import against
 from .plan import FREE_METRICS, Claim, Comparison, Cost, Entry, Setup, use
@@ -8,6 +8,7 @@ CLASSIFIER = "loss.classifier_guidance:ClassifierGuidance"
 DISCRIMINATOR = "loss.discriminator_guidance:DiscriminatorGuidance"
 MINORITY = "loss.minority:MinorityGuidance"
 RETURNS = "loss.return_guidance:ReturnGuidance"
+SEMANTIC = "loss.semantic_diffusion:SemanticDiffusionGuidance"
 SELF = "attention.self_guidance:SelfGuidance"
 
 _ratio = dict(classifier="$backgrounds", label="$grounds")
@@ -25,6 +26,12 @@ ENTRIES = (
            against("styled", "Classifier Guidance to a background, scale 5", use(CLASSIFIER, scale=5.0, **_ratio), (Claim("background", "higher"), Claim("accuracy", "not lower", 0.15)),
                    ("background", "accuracy", "clipped", "evaluations"), "scale 5")),
           (Cost("Classifier Guidance", methods=(use(CLASSIFIER, **_ratio),), limit=1.2),)),
+    Entry("LodestarSemanticDiffusionGuidance",
+          (Comparison(Setup("by the caption's text", 1.0, (use(SEMANTIC, encoder="$noisy_encoder", texts="$caption_texts"),), prompts="colourless"), COLOURLESS,
+                      (Claim("accuracy", "higher"),), ("accuracy", "objects", "frechet", "clipped", "evaluations"), "text"),
+           Comparison(Setup("by the wanted picture", 1.0, (use(SEMANTIC, encoder="$noisy_encoder", reference="$known"),), prompts="colourless"), COLOURLESS,
+                      (Claim("accuracy", "higher"),), ("accuracy", "objects", "target_distance", "frechet", "clipped", "evaluations"), "picture")),
+          (Cost("Semantic Diffusion Guidance, a text", methods=(use(SEMANTIC, encoder="$noisy_encoder", texts="$caption_texts"),), limit=1.2),)),
     Entry("LodestarDiscriminatorGuidance",
           (_free("Discriminator Guidance, scale 1", use(DISCRIMINATOR, classifier="$discriminator", scale=1.0), (Claim("frechet", "lower"),)),)),
     Entry("LodestarMinorityGuidance",

@@ -42,7 +42,7 @@ def value(text, subject, batch):
 
 def files(setup):
     """The bundled files that a setup's result depends on."""
-    return tuple(f for name, found in FILES.items() if f"'{name}'" in repr(setup) for f in found)
+    return tuple(f for name, found in FILES.items() if f"'{name}'" in repr(setup) for f in found) + (("damage_control",) if setup.task == "damaged" else ())
 
 
 def sampled(subject, setup, batch, texts, steps):

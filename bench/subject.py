@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import distilled, layout, motion, pairs, references, restored, searched, videos
+from . import damage, distilled, layout, motion, pairs, references, restored, searched, videos
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -239,6 +239,17 @@ class Subject:
             model = attach(model, self.build(u, batch))
         return model
 
+    def led(self, setup, batch):
+        """(MODEL with the setup's methods, sampler); a corrector has a part in either."""
+        model = self.guided(setup, batch)
+        if getattr(getattr(setup.sampler, "cls", None), "node_id", None) != "LodestarFeynmanKacCorrector":
+            return model, self.sampler(setup, batch)
+        from ..guidance.host import sampler_particles
+        from ..guidance.host.attach import attach
+        from ..guidance.particles.swarm import Record
+        method = replace(self.build(setup.sampler, batch), store={})
+        return attach(model, method.ingredients), sampler_particles.sampler(method.recording(Record()))
+
     def sampler(self, setup, batch):
         import comfy.samplers
         if setup.sampler is None or isinstance(setup.sampler, str):
@@ -289,6 +300,8 @@ class Subject:
                 out = searched.sampled(self, setup, batch, positive, negative, steps)
             elif setup.task in pairs.TASKS:
                 out = pairs.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
+            elif setup.task in damage.TASKS:
+                out = damage.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in restored.TASKS:
                 out = restored.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in ("distil", "composite"):
@@ -297,13 +310,14 @@ class Subject:
                 out = self._beside(setup, batch, positive, negative, steps)
             else:
                 noise = torch.cat([c.noise(setup.size) for c in batch for _ in range(2 if c.source else 1)])
-                guider = comfy.samplers.CFGGuider(self.guided(setup, batch))
+                model, sampler = self.led(setup, batch)
+                guider = comfy.samplers.CFGGuider(model)
                 guider.set_conds(positive, negative)
                 guider.set_cfg(setup.cfg)
                 latent, hole = torch.zeros_like(noise), None
                 if setup.task == "inpaint":
                     latent, hole = self.target(batch), references.holes(batch, SHAPE[-1])
-                out = guider.sample(noise, latent, self.sampler(setup, batch), self.sigmas(steps), denoise_mask=hole, callback=callback, disable_pbar=True, seed=batch[0].seed)
+                out = guider.sample(noise, latent, sampler, self.sigmas(steps), denoise_mask=hole, callback=callback, disable_pbar=True, seed=batch[0].seed)
             seconds = time.perf_counter() - begin
         if batch[0].source:      # the edited pictures, and behind their channels those that they were made from
             out = torch.cat((out[1::2], out[0::2]), 1)

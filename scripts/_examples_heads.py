@@ -86,7 +86,42 @@ def _returned(definitions, definition, name):
     return _both(scene, definition, name, classifier, scale=3.0)
 
 
+def _seen(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} The prompt names no colour; a text and a picture are what is to be come close to. Above by the text \"a red circle\", in the middle by the picture, below without.", prompt="a large circle")
+    g = scene.graph
+    vision, encoder = g.add("LodestarLoadDemoVision", encoder="scenes and captions")[0], g.add("LodestarLoadNoiseAwareEncoder")[0]
+    other = g.add("CLIPTextEncode", "Prompt: the picture to be like", text="a large green triangle on a black background", clip=scene.clip)[0]
+    given = scene.sample(positive=other, seed=SEED + 1, title="Makes the picture to be like")
+    scene.save(given, f"{name}_given", "The picture to be like")
+    by_text = g.add(definition.node_id, "By a text", model=scene.model, encoder=encoder, text="a red circle", clip=scene.clip, clip_vision=vision)[0]
+    scene.save(scene.sample(by_text, title="By a text"), name, "By a text")
+    by_picture = g.add(definition.node_id, "By a picture", model=scene.model, encoder=encoder, reference=given, image_weight=250.0)[0]
+    scene.save(scene.sample(by_picture, title="By a picture"), f"{name}_picture", "By a picture")
+    scene.save(scene.sample(title="Without it"), f"{name}_without", "Without it")
+    return g
+
+
+def _embedded(definitions, definition, name):
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Here it learns the demo scene encoder's embeddings of twenty-four pictures, and leads the circle of a prompt that names no colour towards red; hundreds of pictures would be better. "
+                  "Above with Semantic Diffusion Guidance, below without.", prompt="a large circle")
+    g = scene.graph
+    vision = g.add("LodestarLoadDemoVision", encoder="scenes and captions")[0]
+    lines = [f"a large {colour} {shape}" for shape in ("circle", "square", "triangle") for colour in ("red", "blue", "green", "yellow", "purple", "orange", "cyan", "red")]
+    each = g.add("LodestarPromptPerPicture", clip=scene.clip, prompts="\n".join(lines))[0]
+    empty = g.add("EmptyLatentImage", width=128, height=128, batch_size=len(lines))[0]
+    made = g.add("KSampler", "Pictures to learn from", model=scene.model, seed=SEED, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="normal", positive=each, negative=scene.negative, latent_image=empty)[0]
+    encoder = g.add(definition.node_id, model=scene.model, vae=scene.vae, clip_vision=vision, latent=made, steps=150, batch=16)[0]
+    g.add("LodestarSaveNoiseAwareEncoder", encoder=encoder, prefix="lodestar/noisy_encoder")
+    red = _many(scene, "a large red circle", 1, SEED + 3)
+    model = g.add("LodestarSemanticDiffusionGuidance", model=scene.model, encoder=encoder, reference=red)[0]
+    scene.save(scene.sample(model, cfg=1.0, title="With the node"), name, "With the node")
+    scene.save(scene.sample(cfg=1.0, title="Without it"), f"{name}_without", "Without it")
+    return g
+
+
 OWN = {
+    "LodestarSemanticDiffusionGuidance": _seen,
+    "LodestarTrainNoiseAwareEncoder": _embedded,
     "LodestarSelfGuidance": _moved,
     "LodestarClassifierGuidance": _classified,
     "LodestarTrainNoiseAwareClassifier": _trained,

@@ -24,6 +24,8 @@ def _environment(host: _hosts.Host | None, **more: str) -> dict:
     env = {k: v for k, v in os.environ.items() if not k.startswith("LODESTAR_HOST")}
     if host is not None:
         env.update(LODESTAR_HOST_PATH=str(host.path), LODESTAR_HOST_KIND=host.kind, LODESTAR_HOST_VERSION=host.version, LODESTAR_HOST_ORIGIN=host.origin)
+    if host is not None and not host.users:      # our own copy may keep its compiled modules: some hundred are loaded at every start
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin for work make a busy machine ten times slower
     env.update(more)
     return env
@@ -122,11 +124,11 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-def _shared_out(paths: list[str], parts: int) -> list[list[str]]:
+def _shared_out(paths: list[str], parts: int, without: tuple[str, ...] = ()) -> list[list[str]]:
     """The test files of a folder in groups of about equal size, to run side by side; paths that were named stay together."""
     if parts < 2 or len(paths) != 1 or not os.path.isdir(paths[0]):
         return [paths]
-    files = sorted(Path(paths[0]).rglob("test_*.py"), key=lambda f: (-f.stat().st_size, f.name))
+    files = sorted((f for f in Path(paths[0]).rglob("test_*.py") if str(f) not in without), key=lambda f: (-f.stat().st_size, f.name))
     return [found for i in range(parts) if (found := [str(f) for f in files[i::parts]])]
 
 
@@ -172,8 +174,11 @@ def test(arguments: list[str]) -> int:
             place = "newest" if named else _hosts.place(host, [h for h, _ in prepared])
             env = _environment(host, **one, LODESTAR_HOST_PLACE=place, **({"LODESTAR_HOST_PAGE": page} if page else {}))
             parts = [(", in part" if place == "between" else "", host_paths, [])]
-            if many and not named and place != "between":      # two jobs of about the same length, so that no core is idle for long
-                parts = [(", inside", host_paths, [f"--ignore={os.path.join(ROOT, p)}" for p in SERVED]), (", by its server and its page", [os.path.join(ROOT, p) for p in SERVED], [])]
+            if many and not named and place != "between":      # several jobs, so that no core is idle for long at the end
+                served = tuple(os.path.join(ROOT, p) for p in SERVED)
+                inside = _shared_out([os.path.join(ROOT, "tests", "host")], 2, served) if place == "newest" else [[*host_paths, *(f"--ignore={p}" for p in served)]]
+                marks = [f", inside, {i + 1} of {len(inside)}" if len(inside) > 1 else ", inside" for i in range(len(inside))]
+                parts = [*zip(marks, inside, [[]] * len(inside)), (", by its server and its page", [*served], [])]
             for mark, paths, more in parts:
                 name = f"{len(jobs)}"
                 jobs.append((f"{host}{mark}", _pytest(python, paths, [*options, *more], reports / f"{name}.xml", env), env, reports / f"{name}.log"))

@@ -12,13 +12,13 @@ from .features import is_flow
 from .probe import probe
 
 
-def samples_of(node, latent):
+def samples_of(node, latent, field="latent"):
     """The latents of a LATENT; BadInput for packed ones and for numbers that are none."""
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
-        raise BadInput(node, "latent", "audio and video together", "Separate them first.")
+        raise BadInput(node, field, "audio and video together", "Separate them first.")
     if not bool(torch.isfinite(samples).all()):
-        raise BadInput(node, "latent", "not finite", "The latent holds numbers that are none; it was broken before this node.")
+        raise BadInput(node, field, "not finite", "The latent holds numbers that are none; it was broken before this node.")
     return samples
 
 
@@ -79,3 +79,28 @@ def scored_by_rarity(model, positive, latent, vae, level, samples, seed, node):
             found.append(scores.view(part.shape[0], -1).mean(1).cpu())
         return torch.cat(found)
     return probe(model, {"positive": positive}, latent, work, total=samples * latent["samples"].shape[0])
+
+
+def encoder_examples(model, vae, encoder, latent, node):
+    """(latents [n, ...] in the model's space, embeddings [n, d]) of clean latents: what an image encoder gives of their pictures."""
+    from ..loss.encoder import embedding_of, sized
+    from .decode import Decoder
+    samples = samples_of(node, latent)
+    if samples.ndim != 4:
+        raise BadInput(node, "latent", f"{samples.ndim} axes", "Give latents of pictures.")
+    latent_format, found = model.get_model_object("latent_format"), []
+    decoder = Decoder(vae, latent_format)
+    with torch.inference_mode(False), torch.no_grad():
+        latents = latent_format.process_in(samples.clone().float())
+        for one in latents.split(4):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            pictures = decoder(one.to(model.load_device)).detach().clamp(0, 1)
+            found.append(embedding_of(encoder.see(sized(pictures, encoder.side)), node).detach().float().cpu())
+    return latents, torch.cat(found)
+
+
+def train_encoder(method, model, latents, embeddings):
+    """(NoisyEncoder, report) of a TrainNoiseAwareEncoder on latents of a MODEL."""
+    sampling, device = model.get_model_object("model_sampling"), comfy.model_management.get_torch_device()
+    with torch.inference_mode(False):
+        return method.run(latents.to(device), embeddings, sampling.percent_to_sigma, is_flow(sampling), device, ticker())

@@ -39,6 +39,11 @@ class NoisySteer(Steer):
                            choices=RATIOS, advanced=True)
     decay: float = param(1.0, "Factor of the strength at pure noise, against none at the end; between them it is raised evenly. 1: the same everywhere, 0.1: DiffusionNAG.", 0.0, 1.0, 0.01, advanced=True)
 
+    @property
+    def network(self):
+        """What looks at the noisy state: `logits`, `channels`."""
+        return self.classifier
+
     def neutral(self):
         return self.scale == 0
 
@@ -55,19 +60,19 @@ class NoisySteer(Steer):
         with torch.inference_mode(False), torch.enable_grad():
             x = step.x.detach().clone()
             x = (x if x.dtype == torch.float64 else x.float()).requires_grad_(True)
-            logits = self.classifier.logits(x, step.sigma.detach().clone().to(x), step.flow)
+            logits = self.network.logits(x, step.sigma.detach().clone().to(x), step.flow)
             value = self.worth(logits, step, state)
             g, = torch.autograd.grad(value.sum() * LOSS_SCALE, x)
         return (g / LOSS_SCALE).detach()
 
     def steer(self, step, evaluate, state):
-        wanted = getattr(self.classifier, "channels", step.x.shape[1])
+        wanted = getattr(self.network, "channels", step.x.shape[1])
         if step.x.shape[1] != wanted:
-            raise BadInput(self.title, "classifier", f"{wanted} channels", f"The sampled latent has {step.x.shape[1]}: train it on latents of this model.")
+            raise BadInput(self.title, "classifier" if self.network is self.classifier else "encoder", f"{wanted} channels", f"The sampled latent has {step.x.shape[1]}: train it on latents of this model.")
         g = self.towards(step, state)
         denoised = evaluate(step.x)
         if not bool(torch.isfinite(g).all()):
-            raise ValueError(f"{self.title}: the classifier's gradient is not finite at sigma {float(step.sigma[0]):.4g}.")
+            raise ValueError(f"{self.title}: the small network's gradient is not finite at sigma {float(step.sigma[0]):.4g}.")
         factor = self.strength(step, state)
         if factor is not None:
             g = g * factor.to(g).view(-1, *[1] * (g.ndim - 1))

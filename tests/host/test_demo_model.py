@@ -61,6 +61,7 @@ def test_the_prompt_matters_and_empty_latents_fit(lab, kind):
     assert fixed is None or fixed.shape == (1, 16, 16, 16)
 
 
+@pytest.mark.newest
 def test_the_batch_of_the_video_model_is_one_video(lab):
     import comfy.sample
     model, clip, _ = of(lab, "video")

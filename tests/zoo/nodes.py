@@ -129,6 +129,11 @@ class Bench:
             network = settled(NoisyClassifier(self.latent["samples"].shape[1], 2, 8))
             return Predictor((network,), torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
 
+    def encoder(self):
+        """A noise-aware encoder with random weights."""
+        from ...guidance.training.noisy_encoder import NoisyEncoder
+        return NoisyEncoder(self.classifier())
+
     def loss(self, model):
         return self.node("LodestarTargetImageLoss", model=model, latent=self.latent)[0]
 
@@ -141,6 +146,7 @@ GIVEN = {
     "LodestarAttentionEntropyScaling": lambda b, m: {**WHOLE, "train_width": 32, "train_height": 32},
     "LodestarBlurGuidance": lambda b, m: WHOLE,
     "LodestarBoxDiff": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
+    "LodestarSemanticDiffusionGuidance": lambda b, m: {**WHOLE, "encoder": b.encoder(), "reference": {"samples": b.latent["samples"] + 2}, "scale": 20.0},
     "LodestarClassifierGuidance": lambda b, m: {**WHOLE, "classifier": b.classifier(), "scale": 20.0},
     "LodestarCorrFill": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarCtrlX": lambda b, m: {"structure": b.latent, "appearance": latent_of(b.specimen, 5), "structure_end": 1.0, "appearance_end": 1.0},
@@ -158,6 +164,7 @@ GIVEN = {
     "LodestarLayoutGuidance": lambda b, m: {**WHOLE, **b.regions(), "scale": 300.0, "threshold": 0.0, "iterations": 1},
     "LodestarMaskedSubjectAttention": lambda b, m: {**WHOLE, **b.subjects()},
     "LodestarMinorityGuidance": lambda b, m: {**WHOLE, "classifier": b.classifier(), "scale": 20.0},
+    "LodestarMultiScaleRestoration": lambda b, m: WHOLE,
     "LodestarMutualSelfAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarNegativeAwaySteerAttention": lambda b, m: {**WHOLE, "negative": b.other},
     "LodestarNormalizedAttentionGuidance": lambda b, m: {**WHOLE, "negative": b.other},
