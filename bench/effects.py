@@ -34,6 +34,7 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
 - place_error, kept: distance in pixels (of 64) of what has the first object's colour from where it is to be (32 where nothing has it), and the share of pictures that show the object itself within 8 pixels of that
   place. known_error: root mean square distance of the latents in the left half, which was known. apart: the same to the next picture of those that are sampled together.
 - psnr, features: of a blurred and noisy picture that was restored, to the true one: peak signal-to-noise ratio in dB, and distance of the measuring network's maps as a share of the true picture's. whole_psnr, whole_features: the same of the pictures as they are saved, at 128 pixels, to the scene itself.
+- damage_psnr, damage_features: the same of a picture of twice the trained size, over its damaged parts alone (all else is the true picture); damage_seam: root mean square error of the steps across the borders of the damage.
 - violations: share of the left half's cells whose rough colour has more red than is allowed.
 - forbidden: share of pictures with the colour that the negative prompt names; the positive prompt names none.
 """

@@ -15,6 +15,8 @@ NAIVE, PLAIN = "A+ y", "plain sampler"
 MASKS = ("inpainting", "missing traces")
 SENSOR = "brief exposure of a sensor"
 LINEAR = (*MASKS, "super-resolution x4", "Gaussian blur", "motion blur", "given kernel", "colourisation", "random projection", "wavelet", SENSOR)
+ALONE, LONGER = "Exposure Diffusion, its network alone", "Exposure Diffusion, 3 steps"
+EXPOSED = {ALONE: 1, LONGER: 3}      # steps; on SENSOR alone
 SHOWN = ("inpainting", "super-resolution x4", "Gaussian blur", "JPEG", "low light")      # on the help pages of the solvers
 BLURS = ("Gaussian blur", "motion blur", "given kernel", "low light")      # what blind solvers are measured on
 
@@ -157,6 +159,10 @@ class Lab:
         y, operator = self.measured(task, pictures), task.operator
         if entry == NAIVE:
             return operator.pseudo_inverse(y, torch.zeros(len(pictures), 3, SIDE, SIDE))
+        if entry in EXPOSED:
+            from ..demo.exposure import network
+            from ..guidance.inverse.exposure import ExposureDiffusion
+            return ExposureDiffusion(operator, network(), EXPOSED[entry], seed=SEED).restored(y)[0]
         told = guesses()[name] if getattr(entry, "guess", False) else operator
         given = Measurement(told, operator.show(y).movedim(1, -1).contiguous(), task.noise if task.told is None else task.told, self.subject.vae)
         if _led(entry.cls):
@@ -166,9 +172,10 @@ class Lab:
 
     def figures(self, name, entry, pictures):
         """{psnr, feature, correct [n], seconds per picture} of a run, from the cache where it is there."""
+        from .subject import weights_mark
         task = tasks()[name]
         if isinstance(entry, str):
-            key = (entry, name if entry != PLAIN else "")
+            key = (entry, name if entry != PLAIN else "", *((weights_mark("exposure"),) if entry in EXPOSED else ()))
         else:
             key = (entry.cls.__name__, sorted(entry.values.items()), entry.reduction, entry.steps, sorted(entry.chosen(task).items()), *(("guess",) if entry.guess else ()), name)
         found = []
@@ -217,18 +224,21 @@ def run(args, version):
     pictures = pictures_of(args.pictures)
     groups = list(range(len(pictures)))
     path = args.out / "restoration.json"
-    wanted = [e for e in (PLAIN, NAIVE, *entries()) if not args.solvers or any(n.lower() in (e if isinstance(e, str) else e.name).lower() for n in args.solvers)]
+    wanted = [e for e in (PLAIN, NAIVE, *EXPOSED, *entries()) if not args.solvers or any(n.lower() in (e if isinstance(e, str) else e.name).lower() for n in args.solvers)]
     for entry in wanted:
         name = entry if isinstance(entry, str) else entry.name
         data = read_json(path)
         rows = data.get("tasks", {})
         for task, given in tasks().items():
-            if not isinstance(entry, str) and entry.only and task not in entry.only or args.tasks and task not in args.tasks:
+            where = (SENSOR,) if entry in EXPOSED else () if isinstance(entry, str) else entry.only
+            if where and task not in where or args.tasks and task not in args.tasks:
                 continue
             found, plain = (lab.figures(task, e, pictures) for e in (entry, PLAIN))
             row = {k: [round(v, 4) for v in mean(found[k], groups)] for k in ("psnr", "feature", "correct")}
             row |= {"gain": [round(v, 3) for v in difference(found["psnr"], plain["psnr"], groups)], "seconds": round(float(found["seconds"].mean()), 2),
                     "chosen": {} if isinstance(entry, str) else entry.chosen(given)}
+            if name == LONGER:
+                row["above"] = {b: [round(v, 3) for v in difference(found["psnr"], lab.figures(task, b, pictures)["psnr"], groups)] for b in (NAIVE, ALONE)}
             rows.setdefault(task, {})[name] = row
             print(f"{task}, {name}: {row['psnr'][0]:.2f} dB, features {row['feature'][0]:.3f}, correct {row['correct'][0]:.0%}", flush=True)
         data = {"host": version, "pictures": len(pictures), "steps": STEPS, "tasks": rows}
@@ -238,17 +248,24 @@ def run(args, version):
 
 
 def effects(data):
-    """What stands for each solver's node, in the form of effects.json: PSNR with the plain sampler's beside it."""
+    """What stands for each solver's node, in the form of effects.json: PSNR with the plain sampler's beside it; of Exposure Diffusion with the brightened picture's, and that of its network alone."""
     found = {}
+
+    def put(node_id, metric, row, gain, setup, base, base_setup):
+        value, low, high = row["psnr"]
+        found.setdefault(node_id, {}).setdefault("unet", {})[f"PSNR in dB, {metric}"] = {
+            "value": value, "low": low, "high": high, "claimed": "higher", "reached": gain[1] > 0, "verdict": "reached" if gain[1] > 0 else "opposite" if gain[2] < 0 else "not resolved",
+            "base": {"value": base["psnr"][0]}, "difference": {"value": gain[0], "low": gain[1], "high": gain[2]}, "setup": setup, "base_setup": base_setup, "pictures": data["pictures"]}
     for e in entries():
         for task in SHOWN:
             row, plain = (data["tasks"].get(task, {}).get(name) for name in (e.name, PLAIN))
             if not e.shown or row is None or plain is None:
                 continue
-            (value, low, high), (gain, worst, best) = row["psnr"], row["gain"]
-            found.setdefault(e.cls.node_id, {}).setdefault("unet", {})[f"PSNR in dB, {task}"] = {
-                "value": value, "low": low, "high": high, "claimed": "higher", "reached": worst > 0, "verdict": "reached" if worst > 0 else "opposite" if best < 0 else "not resolved",
-                "base": {"value": plain["psnr"][0]}, "difference": {"value": gain, "low": worst, "high": best}, "setup": e.name, "base_setup": PLAIN, "pictures": data["pictures"]}
+            put(e.cls.node_id, task, row, row["gain"], e.name, plain, PLAIN)
+    exposed = data["tasks"].get(SENSOR, {})
+    for base, metric in ((NAIVE, "a brief exposure, against it brightened"), (ALONE, "a brief exposure, against the network alone")):
+        if LONGER in exposed:
+            put("LodestarExposureDiffusion", metric, exposed[LONGER], exposed[LONGER]["above"][base], LONGER, exposed[base], base)
     return found
 
 
@@ -265,7 +282,7 @@ def page(data):
              f"{data['steps']} steps (CFG 1, the scene's caption as the prompt). Measurements have noise of 0.02, but for JPEG, quantisation and the sensor, whose noise is its own (16 times too short, 1000 electrons at white in the full time, read noise of 2; solvers are told a noise of 0.006). In brackets 95 % intervals over scenes.", "",
              f"`{PLAIN}`: the same noise and caption without the measurement. `{NAIVE}`: the pseudo-inverse alone, without the model. Nothing is tuned for a task: solvers with a scale have one, times 2 to 4 for operators that "
              "average or darken (`scale` in the tables). Blind Posterior Sampling is not told the operator, but one of its kind with other parameters: a Gaussian of 3 in place of 5 pixels, a movement of 13 pixels along "
-             "the rows for 25 at 30 degrees, one of 9 for a cross, a gain of 0.5 for 0.2.", "",
+             "the rows for 25 at 30 degrees, one of 9 for a cross, a gain of 0.5 for 0.2. Exposure Diffusion has a network of its own and no model.", "",
              "- PSNR in dB, of all pixels: it favours blurred pictures where much is lost.",
              "- features: distance of the measuring network's maps from the truth's, as a share of their size.",
              "- correct: the measuring network reads the scene's objects and their relation in the picture. s: CPU seconds per picture.", "", "## PSNR", "", grid("psnr", 1), "## Features", "", grid("feature", 2)]
@@ -281,4 +298,4 @@ def page(data):
 
 def _order():
     """Names of the rows."""
-    return [PLAIN, NAIVE, *(e.name for e in entries())]
+    return [PLAIN, NAIVE, *EXPOSED, *(e.name for e in entries())]

@@ -39,10 +39,10 @@ def frozen_unet(folder):
     return network.requires_grad_(False), torch.cumprod(1 - beta, 0).float()
 
 
-def train(o, name, fresh, batch, loss_of):
+def train(o, name, fresh, batch, loss_of, held=8):
     """Trains and writes NAME.safetensors (fp16, averaged weights) and NAME.json (the loss on scenes of its own, with and without training) to o.out.
 
-    fresh() -> {key: tensor}; batch(rng, n) -> what loss_of(weights, made, generator) takes.
+    fresh() -> {key: tensor}; batch(rng, n) -> what loss_of(weights, made, generator) takes. held: batches of 16 on which the figures are measured.
     """
     weights = {k: v.requires_grad_() for k, v in fresh().items()}
     optimiser = torch.optim.AdamW(weights.values(), o.rate, betas=(0.9, 0.98), weight_decay=0.0)
@@ -66,11 +66,11 @@ def train(o, name, fresh, batch, loss_of):
             recent = []
     with torch.no_grad():
         with_it, without = [], []
-        for i in range(8):
+        for i in range(held):
             made = batch(random.Random(10_000 + i), 16)
             for found, w in ((with_it, average), (without, fresh())):
                 found.append(loss_of(w, made, torch.Generator().manual_seed(i)).item())
-    figures = {"steps": o.steps, "loss": round(sum(with_it) / 8, 4), "loss_without_training": round(sum(without) / 8, 4)}
+    figures = {"steps": o.steps, "loss": round(sum(with_it) / held, 4), "loss_without_training": round(sum(without) / held, 4)}
     print(figures)
     save_file({k: v.half().contiguous() for k, v in average.items()}, os.path.join(o.out, f"{name}.safetensors"))
     with open(os.path.join(o.out, f"{name}.json"), "w", encoding="utf-8") as f:

@@ -11,6 +11,11 @@ def _load(model):
     return tuple(load_demo_model(model))
 
 
+def _control():
+    from ..demo.damage import load_control
+    return (load_control(),)
+
+
 NODES = (NodeDef(
     node_id="LodestarLoadDemoModel",
     title="Load Demo Model",
@@ -34,4 +39,18 @@ Words outside its vocabulary are ignored, with one warning that names them. An E
 The outputs behave like those of any other checkpoint: prompt weights, KSampler, VAE Decode, LoRA-style weight patches, saving latents.
 The generators share the text encoder and the latents.
 """,
+), NodeDef(
+    node_id="LodestarLoadDemoControlNet",
+    title="Load Demo ControlNet",
+    category=category("demo"),
+    description="Loads a small ControlNet that comes with the pack, for the bundled U-Net: it sees a damaged picture, so that the model joins what is made anew to what is left.",
+    inputs=(),
+    outputs=(Output("CONTROL_NET", "control_net", "For Apply ControlNet."),),
+    run=_control,
+    aliases=("bundled ControlNet", "damaged picture", "Control-LoRA"),
+    help="""Its picture is the damaged one, in which what is gone is painted magenta (red 255, green 0, blue 255): Empty Image with that colour, and Image Composite Masked with the mask of the damage. Its size should be that of the picture that is made.
+
+It is a Control-LoRA and is read and run by the host's own code like any other. It was trained by `demo/train_damage.py` on whole scenes of 128 x 128 and on parts of larger ones; it is for `unet` alone.
+""",
+    part_of="LodestarMultiScaleRestoration",
 ),)

@@ -1,4 +1,4 @@
-"""Examples of a sensor, of learned values, and of a regulated spectrum."""
+"""Examples of exposures of a sensor, of learned values, and of a regulated spectrum."""
 
 from __future__ import annotations
 
@@ -31,6 +31,17 @@ class Seen:
     def restored(self, sampler, name, title):
         sigmas = self.g.add("BasicScheduler", model=self.scene.model, scheduler="normal", steps=STEPS)[0]
         self.scene.save(self.scene.custom(sampler, sigmas, self.g.add("RandomNoise", noise_seed=SEED + 1)[0]), name, title)
+
+
+def _exposed(definitions, definition, name):
+    made = Seen(definitions, f"{definition.title}: {definition.description} The picture, what a sensor sees of it in a sixteenth of the time (brightened, so that it can be seen), and what comes back.",
+                "LodestarSensorExposureOperator", ratio=16.0, photons=1000.0, read_noise=2.0)
+    brightening = made.g.add("LodestarLowLightOperator", "To look at it: 16 times as bright", gain=16.0)[0]
+    restored = made.g.add(definition.node_id, image=made.degraded, operator=made.operator, network=made.g.add("LodestarLoadExposureNetwork")[0], seed=SEED)
+    made.show(made.picture, f"{name}_picture", "The picture")
+    made.show(made.apply(brightening, made.degraded, "Brightened"), f"{name}_measured", "What was measured")
+    made.show(restored[0], name, "Exposed on")
+    return made.g
 
 
 def _sensor(definitions, definition, name):
@@ -75,6 +86,7 @@ def _regulated(definitions, definition, name):
 
 MORE = {"Spectrum-Regulated Super-Resolution": ("LodestarSteeredDiffusion", _regulated)}
 OWN = {
+    "LodestarExposureDiffusion": _exposed,
     "LodestarSensorExposureOperator": _sensor,
     "LodestarLearnedValueSampler": _valued,
     "LodestarTrainValueFunction": _learned,

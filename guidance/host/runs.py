@@ -75,6 +75,7 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
     step = run.step(x, timestep)
     scale = getattr(guider, "cfg", None)
     step.maps["noise"] = lambda: references.run_noise(session, x.shape, x.device)
+    step.maps["kept"] = lambda: _kept(session, x)
     plan = engine.plan(run, step, 1.0 if scale is None else float(scale))
     if plan.idle and plan.w == scale:
         # nothing acts here: the host's own way, bit for bit; only the count of evaluations is kept
@@ -106,6 +107,14 @@ def _free(mask, x):
         return mask
     import comfy.sampler_helpers
     return comfy.sampler_helpers.prepare_mask(mask, x.shape, x.device)
+
+
+def _kept(session, x):
+    """(The latent that inpainting keeps, as the model sees it; where it is made anew), or None where all of it is."""
+    latent, mask = session.arguments["latent_image"], session.arguments["denoise_mask"]
+    if latent is None or mask is None:
+        return None
+    return session.model.process_latent_in(latent.to(x)), _free(mask, x)
 
 
 def _at(step, x):

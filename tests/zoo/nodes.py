@@ -164,6 +164,7 @@ GIVEN = {
     "LodestarLayoutGuidance": lambda b, m: {**WHOLE, **b.regions(), "scale": 300.0, "threshold": 0.0, "iterations": 1},
     "LodestarMaskedSubjectAttention": lambda b, m: {**WHOLE, **b.subjects()},
     "LodestarMinorityGuidance": lambda b, m: {**WHOLE, "classifier": b.classifier(), "scale": 20.0},
+    "LodestarMultiScaleRestoration": lambda b, m: WHOLE,
     "LodestarMutualSelfAttention": lambda b, m: {**WHOLE, "reference": b.latent},
     "LodestarNegativeAwaySteerAttention": lambda b, m: {**WHOLE, "negative": b.other},
     "LodestarNormalizedAttentionGuidance": lambda b, m: {**WHOLE, "negative": b.other},
