@@ -39,6 +39,8 @@ def _guide(model, encoder, text="", clip=None, clip_vision=None, reference=None,
     if reference is not None:
         with torch.inference_mode(False):
             known = model.get_model_object("latent_format").process_in(samples_of(title, reference, "reference").clone().float())
+    if texts is None and known is None:
+        raise BadInput(title, "text", text, "Write a text, or connect a reference.")
     return attach(model, SemanticDiffusionGuidance(encoder=encoder, texts=texts, reference=known, **values))
 
 

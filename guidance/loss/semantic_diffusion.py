@@ -50,8 +50,6 @@ class SemanticDiffusionGuidance(NoisySteer):
 
     def validate(self):
         super().validate()
-        if self.texts is None and self.reference is None:
-            raise BadInput(self.title, "text", "", "Write a text, or connect a reference.")
         if self.reference is not None and self.reference.shape[1] != self.encoder.channels:
             raise BadInput(self.title, "reference", f"{self.reference.shape[1]} channels", f"The encoder was trained on latents of {self.encoder.channels}: encode the picture with the VAE of this model.")
         if self.texts is not None:
