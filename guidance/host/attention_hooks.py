@@ -316,13 +316,21 @@ def _grid(geometry, shape):
 
 def _site(call, place, net, q_tokens, k_tokens):
     """The Site of an attention call, None where it is not one we know."""
-    geometry, layer = call.session.geometry, place["layer"]
+    layer, joint = place["layer"], call.session.geometry.family in JOINT_FAMILIES
+    # the layers of a network call differ in no more than this
+    key = ("site", None if joint else _kind(layer, place, net, k_tokens), q_tokens, k_tokens, net.get("image"), net.get("text"))
+    if key not in net:
+        net[key] = _found_site(call, layer, net, key[1], joint, q_tokens, k_tokens)
+    site = net[key]
+    return site if site is None or site.layer is layer else changed(site, layer=layer)
+
+
+def _found_site(call, layer, net, kind, joint, q_tokens, k_tokens):
+    geometry = call.session.geometry
     frames, height, width = _grid(geometry, net["shape"])
-    tokens = frames * height * width
-    if geometry.family in JOINT_FAMILIES:
-        site = _joint_site(call, layer, net, q_tokens, k_tokens, tokens, height, width)
+    if joint:
+        site = _joint_site(call, layer, net, q_tokens, k_tokens, frames * height * width, height, width)
     else:
-        kind = _kind(layer, place, net, k_tokens)
         length = net["appended"].length if net.get("appended") is not None else k_tokens
         site = None if kind is None else Site(kind, layer, height, width, None, slice(None), None, call.step, prompt=slice(0, length) if kind == "cross" else None)
     if site is None:
