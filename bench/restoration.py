@@ -103,7 +103,7 @@ def entries():
         Entry("RePaint, 3 rounds", repaint.RePaint, {"rounds": 3}, only=MASKS),
         Entry("Loss-Guided Diffusion, 2 samples", lgd.LossGuidedDiffusion, {"samples": 2, "scale": 4.0}, "scale"),
         Entry("Training-Free Guidance, mu alone", tfg.TrainingFreeGuidance, {"rho": 0.0, "mu": 0.5, "smoothing": 0.0, "iterations": 1}, "mu"),
-        Entry("Dreamguider", dreamguider.Dreamguider, {"first": 0.01, "strength": 5.0}, reduction="sum"),
+        Entry("Dreamguider", dreamguider.Dreamguider, reduction="mean"),
     )
 
 
@@ -159,7 +159,7 @@ class Lab:
         y, operator = self.measured(task, pictures), task.operator
         if entry == NAIVE:
             return operator.pseudo_inverse(y, torch.zeros(len(pictures), 3, SIDE, SIDE))
-        if entry in EXPOSED:
+        if isinstance(entry, str) and entry in EXPOSED:
             from ..demo.exposure import network
             from ..guidance.inverse.exposure import ExposureDiffusion
             return ExposureDiffusion(operator, network(), EXPOSED[entry], seed=SEED).restored(y)[0]
@@ -175,7 +175,7 @@ class Lab:
         from .subject import weights_mark
         task = tasks()[name]
         if isinstance(entry, str):
-            key = (entry, name if entry != PLAIN else "", *((weights_mark("exposure"),) if entry in EXPOSED else ()))
+            key = (entry, name if entry != PLAIN else "", *((weights_mark("exposure"),) if isinstance(entry, str) and entry in EXPOSED else ()))
         else:
             key = (entry.cls.__name__, sorted(entry.values.items()), entry.reduction, entry.steps, sorted(entry.chosen(task).items()), *(("guess",) if entry.guess else ()), name)
         found = []
@@ -230,7 +230,7 @@ def run(args, version):
         data = read_json(path)
         rows = data.get("tasks", {})
         for task, given in tasks().items():
-            where = (SENSOR,) if entry in EXPOSED else () if isinstance(entry, str) else entry.only
+            where = entry.only if not isinstance(entry, str) else (SENSOR,) if entry in EXPOSED else ()
             if where and task not in where or args.tasks and task not in args.tasks:
                 continue
             found, plain = (lab.figures(task, e, pictures) for e in (entry, PLAIN))
