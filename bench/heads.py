@@ -8,7 +8,7 @@ from ..demo.weights_file import read
 from . import references
 
 SAMPLES, STEPS, TRAINING, SEED = 96, 12, 200, 50_002     # of the model without a prompt; no seed of the training
-BUNDLED = {"$backgrounds": "noisy_backgrounds", "$contrast_value": "value_contrast"}
+BUNDLED = {"$noisy_encoder": "noisy_encoder", "$backgrounds": "noisy_backgrounds", "$contrast_value": "value_contrast"}
 NAMES = ("$noisy_encoder", "$caption_texts", "$known", "$backgrounds", "$grounds", "$discriminator", "$contrasts", "$rarities", "$contrast_value")
 
 
@@ -24,7 +24,7 @@ def value(text, subject, batch):
         return subject.model.get_model_object("latent_format").process_in(subject.target(batch))
     kept = vars(subject).setdefault("small_networks", {})
     if text not in kept:
-        kept[text] = _bundled(text) if text in (*BUNDLED, "$noisy_encoder") else _trained(text, subject)
+        kept[text] = _bundled(text) if text in BUNDLED else _trained(text, subject)
     return kept[text]
 
 
@@ -32,7 +32,7 @@ def _bundled(text):
     from ..guidance.training import predictor, value
     if text == "$noisy_encoder":
         from ..guidance.training.noisy_encoder import parse_encoder
-        return parse_encoder(read("noisy_encoder"))
+        return parse_encoder(read(BUNDLED[text]))
     return (value if text == "$contrast_value" else predictor).parse(read(BUNDLED[text]))
 
 

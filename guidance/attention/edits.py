@@ -173,18 +173,22 @@ def apply_rows(groups, q, k, v, attend, site):
     groups: [(start, stop, edits)] over the rows in order; attend(q, k, v, start, stop) is the network's own attention of those rows.
     Rows without edits are run by the network's own attention, together when nothing is edited.
     """
-    import torch
     if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):
         out = attend(q, k, v, 0, q.shape[0])
         for start, stop, edits in groups:
             for edit in edits:
                 edit.observe(rows_of(site, start, stop, q.shape[0]), q[start:stop], k[start:stop])
         return out
+    return by_groups(groups, q, k, v, attend, lambda start, stop: rows_of(site, start, stop, q.shape[0]))
+
+
+def by_groups(groups, q, k, v, attend, local):
+    """The rows of each group through its edits; local(start, stop): the Site as they see it."""
+    import torch
     parts = []
     for start, stop, edits in groups:
-        rows = slice(start, stop)
-        base = partial(_of_rows, attend, start, stop)
-        run = chain(edits, rows_of(site, start, stop, q.shape[0]), base) if edits else base
+        rows, base = slice(start, stop), partial(_of_rows, attend, start, stop)
+        run = chain(edits, local(start, stop), base) if edits else base
         parts.append(run(q[rows], k[rows], v[rows]))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 

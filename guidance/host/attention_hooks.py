@@ -5,11 +5,10 @@ Everything is put into the options of one call, chained in front of what others 
 from __future__ import annotations
 
 import logging
-from functools import partial
 
 import torch
 
-from ..attention.edits import AttentionObserver, Site, chain, fit_bias, rows_of, titled
+from ..attention.edits import AttentionObserver, Site, by_groups, fit_bias, rows_of, titled
 from ..frozen import changed
 from ..layers import JOINT_FAMILIES
 from . import feature_hooks, references, rotary, unet_hooks
@@ -217,15 +216,7 @@ def _rows(groups, q, k, v, attend, site, call, options):
             for edit in edits:
                 edit.observe(local(start, stop), q[start:stop], k[start:stop])
         return out
-    parts = []
-    for start, stop, edits in groups:
-        rows, own = slice(start, stop), partial(_of_rows, attend, start, stop)
-        parts.append((chain(edits, local(start, stop), own) if edits else own)(q[rows], k[rows], v[rows]))
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _of_rows(attend, start, stop, q, k, v, bias=None):
-    return attend(q, k, v, start, stop, bias)
+    return by_groups(groups, q, k, v, attend, local)
 
 
 # DiTs

@@ -66,7 +66,6 @@ def watched():
                 seen.add("self", layer)
 
     wrap(edits, "chain", of_chain)
-    wrap(attention_hooks, "chain", of_chain)
     wrap(joint_streams, "_holders", of_pairs)
     wrap(attention_hooks, "check_fired", of_call)
     wrap(block_hooks, "_groups", of_blocks)
