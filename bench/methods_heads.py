@@ -19,6 +19,9 @@ def _free(label, used, claims, *metrics):
     return Comparison(Setup(f"{label}, no prompt", 1.0, (used,), prompts="empty"), EMPTY, claims, (*metrics, *(m for m in FREE_METRICS if m not in metrics)))
 
 
+_styled = Setup("CFG, w = 4, no reference", 4.0, prompts="styled")
+_trained = Setup("by a classifier of backgrounds that was trained for it, 400 steps", 4.0, (use(CLASSIFIER, scale=5.0, classifier="$trained", label="$grounds"),), prompts="styled")
+
 ENTRIES = (
     Entry("LodestarClassifierGuidance",
           (against("styled", "Classifier Guidance to a background, scale 1", use(CLASSIFIER, **_ratio), (Claim("background", "higher"), Claim("accuracy", "not lower", 0.15)),
@@ -38,6 +41,10 @@ ENTRIES = (
           (_free("Minority Guidance, scale 4", use(MINORITY, classifier="$rarities", scale=4.0), (Claim("rarity", "higher"),), "rarity"),)),
     Entry("LodestarReturnGuidance",
           (_free("Return Guidance to contrast, eta 20", use(RETURNS, classifier="$contrasts", eta=20.0), (Claim("std_ratio", "higher"),)),)),
+    Entry("LodestarTrainNoiseAwareClassifier",      # trained when it is measured, on 384 rendered scenes
+          tuple(Comparison(Setup(f"by a classifier of backgrounds that was trained for it, {label}", 4.0, (use(CLASSIFIER, scale=5.0, classifier=trained, label="$grounds"),), prompts="styled"), base,
+                           (Claim("background", "higher"),), ("background", "accuracy", "clipped", "evaluations"), name, ("unet",))
+                for label, trained, name, base in (("400 steps", "$trained", "", _styled), ("4 experts, 200 + 4 x 50 steps", "$trained_experts", "4 experts against 1", _trained)))),
     Entry("LodestarSelfGuidance",
           (placed("Self-Guidance, position, scale 1", use(SELF, terms="$places", scale=1.0), (Claim("in_box", "higher"), Claim("iou", "higher"))),),
           (Cost("Self-Guidance, position", methods=(use(SELF, terms="$places", alternate_from=1.0),), heavy=False, peer=r"(?i)self.?guid"),)),
