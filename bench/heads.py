@@ -9,7 +9,8 @@ from . import references
 
 SAMPLES, STEPS, TRAINING, SEED = 96, 12, 200, 50_002     # of the model without a prompt; no seed of the training
 BUNDLED = {"$noisy_encoder": "noisy_encoder", "$backgrounds": "noisy_backgrounds", "$contrast_value": "value_contrast"}
-NAMES = ("$noisy_encoder", "$caption_texts", "$known", "$backgrounds", "$grounds", "$discriminator", "$contrasts", "$rarities", "$contrast_value", "$trained", "$trained_experts")
+TRAINED = ("$discriminator", "$contrasts", "$rarities", "$trained", "$trained_experts")
+NAMES = ("$noisy_encoder", "$caption_texts", "$known", "$backgrounds", "$grounds", "$contrast_value", *TRAINED)
 
 
 def value(text, subject, batch):
@@ -68,12 +69,12 @@ def _trained(text, subject):
     own = made(subject)
     if text == "$discriminator":
         rng = random.Random(SEED)
-        real = subject.rendered([random_scene(rng) for _ in range(4 * SAMPLES)])
+        real = subject.rendered([random_scene(rng) for _ in range(SAMPLES)])
         examples, bins = Examples(((own, torch.zeros(len(own))), (real, torch.ones(len(real))))), 0
     else:
         scores = contrast(subject.pictures(own)) if text == "$contrasts" else rarity(subject, own)
         examples, bins = Examples(((own, scores),)), 4
-    return train(TrainNoiseAwareClassifier(examples=examples, bins=bins, steps=TRAINING, batch=24, width=32).validate(), subject.model)[0]
+    return train(TrainNoiseAwareClassifier(examples=examples, bins=bins, steps=TRAINING if bins else 4 * TRAINING, batch=24, width=32).validate(), subject.model)[0]
 
 
 def rarity(subject, latents):

@@ -14,9 +14,9 @@ SELF = "attention.self_guidance:SelfGuidance"
 _ratio = dict(classifier="$backgrounds", label="$grounds")
 
 
-def _free(label, used, claims, *metrics):
+def _free(label, used, claims, *metrics, name=""):
     """A method against the model without a prompt."""
-    return Comparison(Setup(f"{label}, no prompt", 1.0, (used,), prompts="empty"), EMPTY, claims, (*metrics, *(m for m in FREE_METRICS if m not in metrics)))
+    return Comparison(Setup(f"{label}, no prompt", 1.0, (used,), prompts="empty"), EMPTY, claims, (*metrics, *(m for m in FREE_METRICS if m not in metrics)), name)
 
 
 _styled = Setup("CFG, w = 4, no reference", 4.0, prompts="styled")
@@ -36,7 +36,8 @@ ENTRIES = (
                       (Claim("accuracy", "higher"),), ("accuracy", "objects", "target_distance", "frechet", "clipped", "evaluations"), "picture")),
           (Cost("Semantic Diffusion Guidance, a text", methods=(use(SEMANTIC, encoder="$noisy_encoder", texts="$caption_texts"),), limit=1.2),)),
     Entry("LodestarDiscriminatorGuidance",
-          (_free("Discriminator Guidance, scale 1", use(DISCRIMINATOR, classifier="$discriminator", scale=1.0), (Claim("frechet", "lower"),)),)),
+          (_free("Discriminator Guidance, scale 1", use(DISCRIMINATOR, classifier="$discriminator", scale=1.0), (Claim("frechet", "lower"),)),
+           _free("Discriminator Guidance, scale 5", use(DISCRIMINATOR, classifier="$discriminator", scale=5.0), (Claim("frechet", "lower"),), name="scale 5"))),
     Entry("LodestarMinorityGuidance",
           (_free("Minority Guidance, scale 4", use(MINORITY, classifier="$rarities", scale=4.0), (Claim("rarity", "higher"),), "rarity"),)),
     Entry("LodestarReturnGuidance",

@@ -302,11 +302,9 @@ class Subject:
         steps = setup.steps or steps
         positive = self.encode([t for c in batch for t in ([c.source] if c.source else []) + [text_of(c, setup.prompts)]])
         negative = self.encode([""])
-        named = {v for u in setup.methods for _, v in u.values if isinstance(v, str)}
-        if "$weak" in named:
-            self.weak
-        if "$other" in named:
-            self.other
+        from . import heads
+        for name in {v for u in setup.methods for _, v in u.values if isinstance(v, str)} & {"$weak", "$other", *heads.TRAINED}:
+            self.value(name, batch)      # before anything is counted
         with torch.inference_mode(), self.counting() as rows:
             begin = time.perf_counter()
             if setup.task == "inversion":
