@@ -21,6 +21,7 @@ the median says so, and else open. Evaluations: rows of network batches per pict
 A step of the bundled networks lasts a few hundredths of a second, and what an edit costs there is mostly Python's own time for each layer: judge limits of a few per cent by the larger networks."""
 CLOSE = 1.1      # promises up to here are closer than what single runs on a shared machine vary by: such rows are run beside their base again and again
 PAIRS, PAIRS_SECONDS = 60, 120.0
+BASES = ("CFG", "no guidance, w = 1")
 REFUSED = ("BadInput", "ValueError")      # errors of methods that say that a network cannot have them: no row
 
 
@@ -131,12 +132,12 @@ def demo_ways(generator, entries, options):
             return None
         return lambda: _foreign(subject, lambda model, cond: host.call(cls, model=model, **inputs)[0], cfg, batch, options.steps)
 
-    ways = [Timed("CFG", "CFG", runner(Setup("CFG", 4.0))), Timed("no guidance, w = 1", "CFG", runner(Setup("w = 1", 1.0)))]
+    ways = [Timed(BASES[0], BASES[0], runner(Setup("CFG", 4.0))), Timed(BASES[1], BASES[0], runner(Setup("w = 1", 1.0)))]
     peers = _peers(options)
     for node_id, entry in entries.items():
         for cost in entry.costs:
             setup = Setup(cost.label, cost.cfg, cost.methods, cost.sampler, task=cost.task)
-            base = "CFG" if cost.cfg != 1.0 else "no guidance, w = 1"
+            base = BASES[cost.cfg == 1.0]
             ways.append(Timed(cost.label, base, runner(setup), cost.limit))
             if cost.host is not None:
                 run = with_host_node(*cost.host, cost.cfg)
@@ -200,12 +201,12 @@ def heavy_ways(name, patcher, prompt, shape, entries, options):
             return rows[0]
         return run
 
-    ways = [Timed("CFG", "CFG", runner((), 4.0)), Timed("no guidance, w = 1", "CFG", runner((), 1.0))]
+    ways = [Timed(BASES[0], BASES[0], runner((), 4.0)), Timed(BASES[1], BASES[0], runner((), 1.0))]
     for entry in entries.values():
         for cost in entry.costs:
             asks = [v for u in cost.methods for _, v in u.values if isinstance(v, str) and v.startswith("$")]
             if cost.heavy and cost.sampler is None and cost.task == "sample" and set(asks) <= {"$forbidden"}:
-                ways.append(Timed(cost.label, "CFG" if cost.cfg != 1.0 else "no guidance, w = 1", runner(cost.methods, cost.cfg), cost.limit))
+                ways.append(Timed(cost.label, BASES[cost.cfg == 1.0], runner(cost.methods, cost.cfg), cost.limit))
     return ways
 
 
@@ -255,8 +256,16 @@ def measure(name, ways, options, steps=None):
     return records
 
 
+def merged(old, name, records, settings):
+    """(records, settings) of one network with the rows of some methods measured again or added; the bases stay as they were. SystemExit where the others were run otherwise."""
+    kept, before = {r["label"]: r for r in old.get("networks", {}).get(name, ())}, old.get("settings", {}).get(name, settings)
+    if any(before[k] != settings[k] for k in ("steps", "batch")):
+        raise SystemExit(f"error: {name} was measured with {before['steps']} steps and batch {before['batch']}; give the same, or measure all methods.")
+    return list((kept | {r["label"]: r for r in records if r["label"] not in BASES or r["label"] not in kept}).values()), before
+
+
 def run(options, version):
-    """The whole bench; writes costs.json and costs.md."""
+    """The whole bench; writes costs.json and costs.md. With names of methods the other rows stay."""
     entries = select(table(), options.methods)
     networks = {}
     if not options.no_demo:
@@ -279,6 +288,9 @@ def run(options, version):
     path = options.out / "costs.json"
     old = store.read_json(path)
     settings = {name: {"steps": options.steps, "repeats": options.repeats, "batch": options.batch} for name in networks}
+    if options.methods:
+        for name in networks:
+            networks[name], settings[name] = merged(old, name, networks[name], settings[name])
     store.write_json(path, {"about": {"device": host.device_name(), "version": version}, "settings": {**old.get("settings", {}), **settings},
                             "networks": {**old.get("networks", {}), **networks}})
     write_page(options.out)

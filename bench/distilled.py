@@ -34,37 +34,53 @@ def by_relation(case):
 
 
 def parts(setup):
-    """(the guidance's Use, the Distiller's Use or None, the others) of a setup."""
+    """(the guidances' Uses, the Use that puts two together or None, the Distiller's Use or None, the others) of a setup."""
     from ..guidance.distillation.base import ScoreGuidance
     from ..guidance.distillation.distil import Distiller
-    lead = next(u for u in setup.methods if issubclass(u.cls, ScoreGuidance))
-    run = next((u for u in setup.methods if issubclass(u.cls, Distiller)), None)
-    return lead, run, [u for u in setup.methods if u is not lead and u is not run]
+    from ..guidance.distillation.hybrid import HybridDistillation
+    of = lambda cls: [u for u in setup.methods if issubclass(u.cls, cls)]
+    leads, both, runs = of(ScoreGuidance), of(HybridDistillation), of(Distiller)
+    return leads, next(iter(both), None), next(iter(runs), None), [u for u in setup.methods if u not in (*leads, *both, *runs)]
 
 
 def guidance_of(subject, setup, batch, positive, negative, **more):
-    """The guidance on the MODEL with the setup's other methods."""
-    lead, _, others = parts(setup)
-    model = subject.guided(replace(setup, methods=tuple(others)), batch)
-    return lead.cls(model=model, positive=positive, negative=negative, cfg=setup.cfg, **dict(lead.values), **more).validate()
+    """The guidance, or two of them together, on the MODEL with the setup's other methods; one with model "$other" is the other bundled model's."""
+    leads, both, _, others = parts(setup)
+    given = dict(model=subject.guided(replace(setup, methods=tuple(others)), batch), positive=positive, negative=negative, cfg=setup.cfg, **more)
+    made = [lead.cls(**{**given, **{k: subject.value(v, batch) if v == "$other" else v for k, v in lead.values}}).validate() for lead in leads]
+    return made[0] if both is None else both.cls(a=made[0], b=made[1], **dict(both.values)).validate()
 
 
 def distil(subject, setup, batch, positive, negative, steps):
     """Latents [n, 16, 16, 16] that were optimised from zeros; every picture's noise is its own."""
     from ..guidance.distillation.distil import ScoreDistillation
     from ..guidance.host.distillation import distil_latent
-    _, run, _ = parts(setup)
+    _, _, run, _ = parts(setup)
     method = ScoreDistillation(guidance=guidance_of(subject, setup, batch, positive, negative), steps=steps, **(dict(run.values) if run else {})).validate()
     noise = torch.cat([c.noise() for c in batch])
     out, _ = distil_latent(method, {"samples": torch.zeros_like(noise), "batch_index": [c.seed * 1_000_003 + c.prompt for c in batch]})
     return out["samples"]
 
 
+def pictures(subject, setup, batch, positive, negative, steps):
+    """Latents of gray pictures whose pixels were optimised; one by one, as their noise goes by their place in a batch."""
+    from ..guidance.distillation.distil import DistilPictures
+    from ..guidance.host.distillation import distil_pictures
+    _, _, run, _ = parts(setup)
+    out = []
+    for c in batch:
+        texts = subject.encode([c.scene.caption])
+        guidance = guidance_of(subject, setup, [c], texts, negative, vae=subject.vae)
+        method = DistilPictures(guidance=guidance, steps=steps, seed=c.seed * 1_000_003 + c.prompt, **(dict(run.values) if run else {})).validate()
+        out.append(subject.vae.encode(distil_pictures(method, torch.full((1, WIDE, WIDE, 3), GRAY))[0]))
+    return torch.cat(out)
+
+
 def composite(subject, setup, batch, positive, negative, steps):
     """Latents of pictures whose first object was put in gray where it belongs, after its colour was optimised; without iterations as it was put there."""
     from ..guidance.distillation.composite import CompositeDistillation
     from ..guidance.host.distillation import distil_composite
-    _, run, _ = parts(setup)
+    _, _, run, _ = parts(setup)
     alone = [replace(c.scene, things=c.scene.things[1:], jitter=()) for c in batch]
     ground = torch.nn.functional.interpolate(torch.stack([render(s) for s in alone]), size=(WIDE, WIDE), mode="bilinear").movedim(1, -1)
     masks = torch.stack([mask_of(c.scene.things[0], WIDE) for c in batch])

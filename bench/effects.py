@@ -35,6 +35,7 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
   place. known_error: root mean square distance of the latents in the left half, which was known. apart: the same to the next picture of those that are sampled together.
 - psnr, features: of a blurred and noisy picture that was restored, to the true one: peak signal-to-noise ratio in dB, and distance of the measuring network's maps as a share of the true picture's. whole_psnr, whole_features: the same of the pictures as they are saved, at 128 pixels, to the scene itself.
 - damage_psnr, damage_features: the same of a picture of twice the trained size, over its damaged parts alone (all else is the true picture); damage_seam: root mean square error of the steps across the borders of the damage.
+- wavelet, edges, spectrum, colours, coloured_shape, label_map, variation, asymmetry, beyond_range, structure_loss, file_size: the loss itself, of the finished picture (file_size in bits per pixel).
 - violations: share of the left half's cells whose rough colour has more red than is allowed.
 - forbidden: share of pictures with the colour that the negative prompt names; the positive prompt names none.
 """
@@ -57,7 +58,7 @@ class Bench:
         return ("effects 1", generator, weights_mark(generator), repr(replace(setup, label="")), setup.sources, self.options.steps, SCHEDULER,
                 [(c.prompt, c.seed, c.extra, c.forbidden, *((c.layout,) if c.layout >= 0 else ()), *((c.source,) if c.source else ())) for c in found],
                 len({c.prompt for c in found}), *(("size", setup.size) if setup.size else ()), *(("adapter", weights_mark("subject_adapter")) if "$subjects" in repr(setup) else ()),
-                *(("pair", weights_mark("unicon_depth")) if "$depth_pair" in repr(setup) else ()), *map(weights_mark, restored.files(setup)))
+                *(("pair", weights_mark("unicon_depth")) if "$depth_pair" in repr(setup) else ()), *(("other", *map(weights_mark, ("unet", "dit"))) if "$other" in repr(setup) else ()), *map(weights_mark, restored.files(setup)))
 
     def sample(self, generator, setup):
         """The setup's Measured; batches that are in the cache are not sampled again."""

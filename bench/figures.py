@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import damage, layout, motion, pairs, references, restored, searched, stats, videos
+from . import damage, layout, motion, pairs, picture_losses, references, restored, searched, stats, videos
 from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
@@ -75,6 +75,8 @@ class Measured:
             return searched.outside(self)
         if metric in videos.METRICS:
             return videos.values(metric, self)
+        if metric in picture_losses.METRICS:
+            return picture_losses.values(metric, self)
         source = self.subject.target(found)
         if metric in ("target_distance", "round_trip"):
             return (self.latents[self.main] - source).square().mean((1, 2, 3)).sqrt()

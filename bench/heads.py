@@ -9,11 +9,12 @@ from . import references
 
 SAMPLES, STEPS, TRAINING, SEED = 96, 12, 200, 50_002     # of the model without a prompt; no seed of the training
 BUNDLED = {"$noisy_encoder": "noisy_encoder", "$backgrounds": "noisy_backgrounds", "$contrast_value": "value_contrast"}
-NAMES = ("$noisy_encoder", "$caption_texts", "$known", "$backgrounds", "$grounds", "$discriminator", "$contrasts", "$rarities", "$contrast_value")
+TRAINED = ("$discriminator", "$contrasts", "$rarities", "$trained", "$trained_experts")
+NAMES = ("$noisy_encoder", "$caption_texts", "$known", "$backgrounds", "$grounds", "$contrast_value", *TRAINED)
 
 
 def value(text, subject, batch):
-    """What NAMES stand for: the bundled noise-aware encoder, what the scene encoder gives of the captions, the wanted pictures; the bundled classifier and the labels of the wanted backgrounds; classifiers of made or rendered latents, of levels of contrast, of levels of rarity; the bundled value function of contrast."""
+    """What NAMES stand for: the bundled noise-aware encoder, what the scene encoder gives of the captions, the wanted pictures; the bundled classifier and the labels of the wanted backgrounds; classifiers of made or rendered latents, of levels of contrast, of levels of rarity; the bundled value function of contrast; classifiers of the backgrounds that are trained when they are measured, one network or four of as many steps in all."""
     if text == "$grounds":
         return ", ".join(str(tuple(BACKGROUNDS).index(references.reference_of(c, True).background)) for c in batch)
     if text == "$caption_texts":      # in the scene encoder's space
@@ -60,15 +61,20 @@ def _trained(text, subject):
     from ..guidance.host.examples import train
     from ..guidance.training.classifier import Examples, TrainNoiseAwareClassifier
     from .stats import contrast
+    if text.startswith("$trained"):
+        rng, experts = random.Random(SEED + 1), 4 if text == "$trained_experts" else 1
+        scenes = [random_scene(rng) for _ in range(4 * SAMPLES)]
+        grounds = torch.tensor([float(tuple(BACKGROUNDS).index(s.background)) for s in scenes])
+        return train(TrainNoiseAwareClassifier(examples=Examples(((subject.rendered(scenes), grounds),)), experts=experts, steps=2 * TRAINING // (1 + (experts > 1)), batch=24, width=32).validate(), subject.model)[0]
     own = made(subject)
     if text == "$discriminator":
         rng = random.Random(SEED)
-        real = subject.rendered([random_scene(rng) for _ in range(4 * SAMPLES)])
+        real = subject.rendered([random_scene(rng) for _ in range(SAMPLES)])
         examples, bins = Examples(((own, torch.zeros(len(own))), (real, torch.ones(len(real))))), 0
     else:
         scores = contrast(subject.pictures(own)) if text == "$contrasts" else rarity(subject, own)
         examples, bins = Examples(((own, scores),)), 4
-    return train(TrainNoiseAwareClassifier(examples=examples, bins=bins, steps=TRAINING, batch=24, width=32).validate(), subject.model)[0]
+    return train(TrainNoiseAwareClassifier(examples=examples, bins=bins, steps=TRAINING if bins else 4 * TRAINING, batch=24, width=32).validate(), subject.model)[0]
 
 
 def rarity(subject, latents):

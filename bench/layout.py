@@ -57,14 +57,15 @@ def shapes(scene):
 
 
 def subjects_of(subject, batch):
-    """Both objects of a case as Subjects of the bundled image adapter: each from a picture of it alone, in the middle and of middle size, with its box and the word for its shape."""
+    """Both objects of a batch's first case as Subjects of the bundled image adapter: each from a picture of it alone, in the middle and of middle size, with its box and the word for its shape. (What is measured
+    of the pictures comes one by one, in groups of their own; times are of the first one's subjects in every picture.)"""
     from ..demo.adapter import NAME
     from ..demo.scenes import BACKGROUNDS, Scene, Thing, render
     from ..demo.vision import DemoVision
     from ..demo.weights_file import read
     from ..guidance.attention.image_adapter import Subject, Subjects, parse
     from ..guidance.attention.regions import Region
-    case, = batch
+    case = batch[0]
     encoder, adapter, items = DemoVision(), parse(read(NAME), "bench"), []
     for thing, ground, box in zip(case.scene.things, BACKGROUNDS, LAYOUTS[case.layout]):
         picture = render(Scene(ground, (Thing(thing.colour, thing.shape, "large", SIZE / 2, SIZE / 2, 11.0),)))

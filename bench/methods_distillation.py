@@ -7,6 +7,8 @@ DSD = "distillation.dsd:DenoisedScoreDistillation"
 ISM = "distillation.ism:IntervalScoreMatching"
 TSM = "distillation.tsm:TrajectoryScoreMatching"
 SCORE = use("distillation.distil:ScoreDistillation", rate=0.1)
+HYBRID = "distillation.hybrid:HybridDistillation"
+PIXELS = use("distillation.distil:DistilPictures", rate=0.03)
 COMPOSITE = "distillation.composite:CompositeDistillation"
 WORDS = "attention.spatial_words:SpatialWordAttention"
 CALM = use("distillation.distil:ScoreDistillation", rate=0.05, optimiser="SGD")      # where nothing draws grain out again
@@ -16,8 +18,8 @@ METRICS = ("accuracy", "objects", "frechet", "clipped", "std_ratio", "evaluation
 SAMPLED = Setup("sampled, CFG, w = 4", 4.0)
 
 
-def distilled(label, guidance, cfg=7.5, prompts="captions", others=(), score=SCORE):
-    return Setup(f"{label}, {ITERATIONS} iterations, w = {cfg:g}", cfg, (guidance, score, *others), task="distil", steps=ITERATIONS, prompts=prompts)
+def distilled(label, guidance, cfg=7.5, prompts="captions", others=(), score=SCORE, task="distil"):
+    return Setup(f"{label}, {ITERATIONS} iterations, w = {cfg:g}", cfg, (guidance, score, *others), task=task, steps=ITERATIONS, prompts=prompts)
 
 
 PLAIN = distilled("SDS", use(SDS))
@@ -47,6 +49,10 @@ ENTRIES = (
     _entry("LodestarDenoisedScoreDistillation", distilled("DSD, amount 0.5", use(DSD, amount=0.5)), Claim("frechet", "lower")),
     _entry("LodestarIntervalScoreMatching", distilled("ISM, 1 inversion step, SGD", use(ISM, steps=1, t_min=0.3, t_max=0.7), score=CALM), Claim("frechet", "lower")),
     _entry("LodestarTrajectoryScoreMatching", distilled("TSM, 1 inversion step, SGD", use(TSM, steps=1, t_min=0.3, t_max=0.7), score=CALM), Claim("frechet", "lower")),
+    Entry("LodestarHybridDistillation",      # two models with the same latents
+          (_against(distilled("SDS of the U-Net and of the DiT", use(SDS), others=(use(SDS, model="$other"), use(HYBRID))), PLAIN, (Claim("accuracy", "higher"), Claim("frechet", "lower")), "against the U-Net alone"),)),
+    Entry("LodestarDistilPictures",      # the same guidance, pixel by pixel
+          (_against(distilled("SDS of pixels", use(SDS), score=PIXELS, task="pictures"), SAMPLED), _against(distilled("SDS of pixels", use(SDS), score=PIXELS, task="pictures"), PLAIN, (), "against SDS of latents"))),
     Entry("LodestarSpatialWordAttention", (_against(_SSDS, _HIGH, (Claim("accuracy", "higher"),)), _against(_MILD, _HIGH, (), "factor 3")),
           (Cost("Spatial Word Attention", methods=(use(WORDS, words="$relation"),), heavy=False, limit=1.3),)),
     Entry("LodestarCompositeDistillation", (_against(_COLOURED, _GRAY, (Claim("objects", "higher"),), "colour", ("objects", "accuracy", "evaluations")),

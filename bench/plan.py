@@ -2,12 +2,12 @@
 
 Everything is plain data, so that finished results can be found again by a setup's text. A value may be another Use, a loss for example: "$decoder" is the VAE's for it, further names are those of
 bench.given. Values that only a run can make are named by a
-string: "$weak" (a weakened copy of the generator), "$target" (a target loss per picture), "$forbidden" (the conditioning of the colour not wanted), "$regions"
+string: "$weak" (a weakened copy of the generator), "$other" (the other generator of pictures), "$target" (a target loss per picture), "$forbidden" (the conditioning of the colour not wanted), "$regions"
 (wanted boxes with the words and prompts of two objects; "$words" without the prompts), "$first", "$second" (the words of one object; "$first_place", "$second_place" its box as a mask), "$named" (both objects' words alone), "$relation" (the words of their relation), "$places" (terms of Self-Guidance that put them into their boxes), "$graph" (the boxes that a scene graph of their relation gives), "$structured" (the structured
 embedding of each caption), "$outlines" (the outlines of each caption's scene as a latent; "$outlines_lora": the bundled
 LoRA for them), "$letters" (what the bundled reader is to read; "$reader": that reader; "$vae"), "$pair" (the tokens of an edit that changes words in their places),
 "$reference", "$appearance" (LATENTs of the scenes that pictures look at; "$reference_words", "$appearance_words" their prompts), "$empty" (the prompt without text),
-"$subjects" (both objects as subjects of the bundled image adapter), "$camera" (the warp of bench.references.camera), "$depth_pair" (the bundled weights of pictures and their depth), "$caption" (the whole captions as a conditioning), and those of bench.motion and bench.restored.
+"$subjects" (both objects as subjects of the bundled image adapter), "$camera" (the warp of bench.references.camera), "$depth_pair" (the bundled weights of pictures and their depth), "$caption" (the whole captions as a conditioning), and those of bench.motion, bench.restored and bench.picture_losses.
 """
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Setup:
     """One way to sample. prompts: "captions", "empty", "colourless" or "placed" (two objects, no place), "regional" (the
     objects are in the regions' prompts alone), "pictured" (the prompt names their shapes alone), "graph" (like "placed", with the scenes' relations for a layout), "related" (both objects and their relation), "edit" (captions with another colour
     for the first object, each sampled beside its own caption with the same noise), "styled", "together", "moved", "crossed", "hole", "viewed", "shifted" (bench.references: pictures
-    that look at another one); task: "sample", "inversion", "inpaint" (the rest of the wanted picture is known), "beside" (painted on one canvas with the reference), "distil" or "composite" (bench.distilled: optimised in place of sampled, `steps` iterations), one of bench.pairs (a picture and its depth), of bench.restored (a blurred and noisy picture), or "damaged" (bench.damage: a damaged picture twice as large); steps: None takes the bench's;
+    that look at another one); task: "sample", "inversion", "inpaint" (the rest of the wanted picture is known), "beside" (painted on one canvas with the reference), "distil", "pictures" or "composite" (bench.distilled: optimised in place of sampled, `steps` iterations), one of bench.pairs (a picture and its depth), of bench.restored (a blurred and noisy picture), or "damaged" (bench.damage: a damaged picture twice as large); steps: None takes the bench's;
     size: side of the latent where it is not the trained one."""
 
     label: str

@@ -84,6 +84,7 @@ def entries():
     """The solvers, in the order of the table."""
     from ..guidance.inverse import blind, copaint, daps, ddnm, ddrm, degradation_aware, dps, lgd, mpgd, pigdm, psld, reddiff, repaint, resample, steered
     from ..guidance.loss.solvers import dreamguider, tfg
+    from ..guidance.particles import enkg
     return (
         Entry("Null-Space Sampler (DDNM+)", ddnm.NullSpaceSampler),
         Entry("Spectral Restoration Sampler (DDRM)", ddrm.SpectralSampler, only=LINEAR),
@@ -104,6 +105,7 @@ def entries():
         Entry("Loss-Guided Diffusion, 2 samples", lgd.LossGuidedDiffusion, {"samples": 2, "scale": 4.0}, "scale"),
         Entry("Training-Free Guidance, mu alone", tfg.TrainingFreeGuidance, {"rho": 0.0, "mu": 0.5, "smoothing": 0.0, "iterations": 1}, "mu"),
         Entry("Dreamguider", dreamguider.Dreamguider, reduction="mean"),
+        Entry("Ensemble Kalman Guidance, 16 particles", enkg.EnsembleKalmanGuidance, only=("super-resolution x4", "JPEG", "quantisation")),
     )
 
 
@@ -150,9 +152,10 @@ class Lab:
         import comfy.samplers
 
         from ..guidance.host.measurements import bind
-        from ..guidance.host.sampler_inverse import sampler
+        from ..guidance.host import sampler_inverse, sampler_particles
         from ..guidance.inverse.problem import Measurement
         from ..guidance.loss.measurement import MeasurementLoss
+        from ..guidance.particles.swarm import Record
         task = tasks()[name]
         if entry == PLAIN:
             return self.sample(comfy.samplers.sampler_object("euler"), pictures, STEPS)
@@ -168,7 +171,9 @@ class Lab:
         if _led(entry.cls):
             latent_format, kept = self.subject.model.get_model_object("latent_format"), given
             given = MeasurementLoss(bind=lambda like: bind(kept, latent_format, like), reduction=entry.reduction)
-        return self.sample(sampler(entry.method(given, task)), pictures, entry.steps)
+        method = entry.method(given, task)
+        sampler = sampler_particles.sampler(method.recording(Record())) if method.family == "particles" else sampler_inverse.sampler(method)
+        return self.sample(sampler, pictures, entry.steps)
 
     def figures(self, name, entry, pictures):
         """{psnr, feature, correct [n], seconds per picture} of a run, from the cache where it is there."""

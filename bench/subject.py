@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import damage, distilled, layout, motion, pairs, references, restored, searched, videos
+from . import damage, distilled, layout, motion, pairs, picture_losses, references, restored, searched, videos
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -109,7 +109,7 @@ class Subject:
         self.generator = generator
         self.model, self.clip, self.vae = load_demo_model(generator)
         self.code = read("latents")
-        self._weak, self._encoded, self.weak_network = None, {}, None
+        self._weak, self._other, self._encoded, self.weak_network = None, None, {}, None
 
     @property
     def weak(self):
@@ -123,6 +123,14 @@ class Subject:
                     if p.ndim > 1:
                         p.add_((torch.randn(p.shape, generator=generator) * WEAKENING * p.float().std()).to(p))
         return self._weak
+
+    @property
+    def other(self):
+        """The other of the two generators of pictures, with the same latents and text encoder."""
+        if self._other is None:
+            from ..demo.loader import load_demo_patcher
+            self._other = load_demo_patcher("dit" if self.generator == "unet" else "unet")
+        return self._other
 
     def encode(self, texts):
         """A conditioning whose rows are the texts."""
@@ -144,6 +152,8 @@ class Subject:
         """What a "$name" in a Use stands for."""
         if text == "$weak":
             return self.weak
+        if text == "$other":
+            return self.other
         if text == "$target":
             from ..guidance.loss.target import TargetImage
             return TargetImage(target=self.model.get_model_object("latent_format").process_in(self.target(batch)), reduction="mean")
@@ -184,6 +194,8 @@ class Subject:
             return videos.moving(self, batch)
         if text in motion.VALUES:
             return motion.value(text, self, batch)
+        if text in picture_losses.VALUES:
+            return picture_losses.value(text, self, batch)
         if text == "$caption":
             return self.encode([c.scene.caption for c in batch])
         if text == "$empty":
@@ -271,12 +283,12 @@ class Subject:
 
     @contextmanager
     def counting(self):
-        """[rows]: how many rows of network batches were evaluated inside, in this generator and its weak copy."""
+        """[rows]: how many rows of network batches were evaluated inside, in this generator, its weak copy and the other generator."""
         rows = [0]
 
         def count(module, args, kwargs=None):
             rows[0] += (args[0] if args else kwargs["x"]).shape[0]
-        networks = [self.model.model.diffusion_model] + ([self._weak.model.diffusion_model] if self._weak is not None else [])
+        networks = [m.model.diffusion_model for m in (self.model, self._weak, self._other) if m is not None]
         handles = [n.register_forward_pre_hook(count, with_kwargs=True) for n in networks]
         try:
             yield rows
@@ -290,8 +302,9 @@ class Subject:
         steps = setup.steps or steps
         positive = self.encode([t for c in batch for t in ([c.source] if c.source else []) + [text_of(c, setup.prompts)]])
         negative = self.encode([""])
-        if any(v == "$weak" for u in setup.methods for _, v in u.values):
-            self.weak
+        from . import heads
+        for name in {v for u in setup.methods for _, v in u.values if isinstance(v, str)} & {"$weak", "$other", *heads.TRAINED}:
+            self.value(name, batch)      # before anything is counted
         with torch.inference_mode(), self.counting() as rows:
             begin = time.perf_counter()
             if setup.task == "inversion":
@@ -304,7 +317,7 @@ class Subject:
                 out = damage.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in restored.TASKS:
                 out = restored.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
-            elif setup.task in ("distil", "composite"):
+            elif setup.task in ("distil", "pictures", "composite"):
                 out = getattr(distilled, setup.task)(self, setup, batch, positive, negative, steps)
             elif setup.task == "beside":
                 out = self._beside(setup, batch, positive, negative, steps)

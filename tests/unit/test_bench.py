@@ -8,6 +8,7 @@ from lodestar.bench import costs, pairs, plan, references, stats, store, subject
 from lodestar.demo import measure, scenes
 from lodestar.demo.reader import ShapeScore
 from lodestar.guidance.distillation.distil import Distiller
+from lodestar.guidance.distillation.hybrid import HybridDistillation
 
 
 def test_frechet_distance_of_gaussians_is_the_closed_form():
@@ -75,7 +76,7 @@ def test_every_method_of_the_table_exists_and_validates():
                 latent = {"samples": torch.zeros(1, 16, 16, 16)}
                 made = {"$reference": latent, "$outlines": latent, "$letters": "ox", "$reader": ShapeScore(), "$places": ()}      # what a method cannot do without
                 values = {k: made.get(v, v) if isinstance(v, str) else v for k, v in used.values if not (isinstance(v, str) and v.startswith("$") and v not in made)}
-                if not issubclass(used.cls, Distiller):      # made with its guidance
+                if not issubclass(used.cls, (Distiller, HybridDistillation)):      # made with their guidances
                     used.cls(**values).validate()
         assert entry.comparisons and node_id.startswith("Lodestar")
 
@@ -133,6 +134,17 @@ def test_a_close_promise_is_judged_by_the_interval_of_its_median():
     assert costs.verdict(way, 1.05) == "open"
     way.pairs, way.limit = [], None
     assert costs.verdict(way, 1.05) is None
+
+
+def test_costs_of_some_methods_keep_the_other_rows():
+    settings = {"steps": 6, "repeats": 5, "batch": 4}
+    old = {"networks": {"unet": [{"label": "CFG", "ratio": 1}, {"label": "a", "ratio": 2}, {"label": "b", "ratio": 3}]}, "settings": {"unet": settings}}
+    new = [{"label": "CFG", "ratio": 9}, {"label": "b", "ratio": 4}, {"label": "c", "ratio": 5}]
+    found, said = costs.merged(old, "unet", new, {**settings, "repeats": 7})
+    assert [(r["label"], r["ratio"]) for r in found] == [("CFG", 1), ("a", 2), ("b", 4), ("c", 5)] and said == settings
+    assert costs.merged({}, "unet", new, settings) == (new, settings)
+    with pytest.raises(SystemExit, match="6 steps and batch 4"):
+        costs.merged(old, "unet", new, {**settings, "batch": 1})
 
 
 def test_costs_compare_within_a_repeat():
