@@ -11,11 +11,12 @@ def takes_scale(function, like):
 
     like: [rows, heads, tokens, head_dim]. What is no function of the host's own takes none: it may be another one at every call.
     """
+    key = (function, like.dtype, like.device, like.shape[-1])
+    if key in _known:
+        return _known[key]
     if function is None or not function.__module__.startswith("comfy.") or "<locals>" in function.__qualname__:
         return False
-    key = (function, like.dtype, like.device, like.shape[-1])
-    if key not in _known:
-        _known[key] = _asked(function, like)
+    _known[key] = _asked(function, like)
     return _known[key]
 
 
