@@ -10,7 +10,7 @@ import torch
 from ..demo.scenes import SIZE, mask_of
 
 METRICS = ("place_error", "kept", "violations", "known_error", "apart")
-VALUES = ("$photometric", "$moved", "$left", "$rendered", "$known", "$observed", "$agree")
+VALUES = ("$drags", "$photometric", "$moved", "$left", "$rendered", "$known", "$observed", "$agree")
 SEED = 50_001          # of the movements
 PIXELS = 2 * SIZE      # of the VAE's pictures
 MISSING = SIZE / 2     # pixels that count where nothing of the colour is seen
@@ -48,7 +48,7 @@ def _flow(batch):
 
 
 def value(text, subject, batch):
-    """What "$photometric" (a motion loss), "$moved" (edit masks), "$left" (a mask of the left half), "$rendered", "$known", "$observed" (losses of the wanted picture's left half) and "$agree" (a batch's
+    """What "$drags" (from where the first object was to where it is to be), "$photometric" (a motion loss), "$moved" (edit masks), "$left" (a mask of the left half), "$rendered", "$known", "$observed" (losses of the wanted picture's left half) and "$agree" (a batch's
     pictures are to be alike) stand for."""
     from ..guidance.loss.motion import FlowMotion
     with torch.inference_mode(False):
@@ -60,6 +60,8 @@ def value(text, subject, batch):
         if text in ("$rendered", "$known", "$observed"):
             return _of_left_half(text, subject.model.get_model_object("latent_format").process_in(subject.target(batch)))
         batch = [c if c.reference is not None else shifted(c) for c in batch]      # for times
+        if text == "$drags":
+            return " | ".join(f"{c.reference.things[0].x / SIZE:.4f}, {c.reference.things[0].y / SIZE:.4f} > {c.scene.things[0].x / SIZE:.4f}, {c.scene.things[0].y / SIZE:.4f}" for c in batch)
         flow, there = _flow(batch)
         if text == "$moved":
             grown = torch.nn.functional.max_pool2d(torch.maximum(torch.stack([_mask(c) for c in batch]), there)[:, None], 9, 1, 4)
