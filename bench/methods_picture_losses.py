@@ -1,4 +1,4 @@
-"""What is measured for the losses of pictures: how far each falls under Universal Guidance on one model, at one scale for all, beside the same prompts without it."""
+"""What is measured for the losses of pictures: how far each falls under Universal Guidance, at one scale and without the network's gradient, beside the same prompts without it."""
 from .methods_encoders import UNIVERSAL
 from .picture_losses import LOSSES
 from .plan import Claim, Comparison, Entry, Setup, use
@@ -13,7 +13,7 @@ _LIKE = ("accuracy", "target_distance", "clipped", "evaluations")
 
 def _lower(title, metric, base, *metrics, claims=(), scale=SCALE):
     """The loss `metric` of bench.picture_losses against the same prompts without it."""
-    setup = Setup(f"{title}, scale {scale:g}", base.cfg, (use(UNIVERSAL, loss=LOSSES[metric], scale=scale),), prompts=base.prompts)
+    setup = Setup(f"{title}, scale {scale:g}", base.cfg, (use(UNIVERSAL, loss=LOSSES[metric], scale=scale, route="none"),), prompts=base.prompts)
     return Entry("Lodestar" + title.replace(" ", ""), (Comparison(setup, base, (Claim(metric, "lower"), *claims), (metric, *metrics), generators=("unet",)),))
 
 
