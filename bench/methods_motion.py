@@ -40,7 +40,7 @@ ENTRIES = (
           (Comparison(Setup("batch as frames that agree, w = 4", 4.0, sampler=use(FRAME, loss="$agree", rate=0.1, rounds=1), prompts="together"), Setup("CFG, w = 4, sampled together", 4.0, prompts="together"),
                       (Claim("apart", "lower"),), ("apart", "palette_together", "accuracy", "frechet", "evaluations"), generators=("unet",)),),
           (Cost("Frame Guidance, 1 round", sampler=use(FRAME, loss="$target", rounds=1), heavy=False),)),
-    _half("LodestarReferenceSequenceGuidance", "Reference Sequence Guidance", use(REFERENCE, loss="$rendered", rho=1.0, eta=0.0)),
+    _half("LodestarReferenceSequenceGuidance", "Reference Sequence Guidance", use(REFERENCE, loss="$rendered", rho=0.5, eta=0.0)),
     _half("LodestarObservationSelfGuidance", "Observation Self-Guidance", use(OBSERVED, loss="$observed")),
     _half("LodestarSoundGuidance", "Sound Guidance", use(SOUND, loss="$known", eta=0.0)),
 )

@@ -107,7 +107,7 @@ def _observed(definitions, definition, name):
     known = scene.decode(_source(scene, "a large red circle", SEED + 3))
     _frames(scene, 3)
     loss = g.add("LodestarQuantileLoss", model=scene.model, image=known, mask=_left(scene), space="latent", vae=scene.vae)[0]
-    _sampler(scene, g.add(definition.node_id, loss=loss)[0], SEED, name, "Led")
+    _sampler(scene, g.add(definition.node_id, loss=loss, scale=1.0)[0], SEED, name, "Led")
     _plain(scene, SEED, name)
     g.add("SaveImage", "The observed picture", images=known, filename_prefix=f"lodestar/{name}_observed")
     return g

@@ -34,9 +34,12 @@ def _s3diff(definitions, definition, name):
     made = Degraded(definitions, definition, "How blurred and noisy the picture is, a small network estimates. One step; above with the LoRA, below the same step without it.")
     g = made.graph
     found = g.add("LodestarEstimateDegradation", image=made.image)[0]
-    model = g.add(definition.node_id, model=made.scene.model, lora=g.add("LodestarLoadDegradationLora")[0], degradation=found)[0]
+    lora = g.add("LodestarLoadDegradationLora")[0]
+    model = g.add(definition.node_id, model=made.scene.model, lora=lora, degradation=found)[0]
+    made.scene.latent = g.add("LodestarDegradationGuidedEncode", pixels=made.image, vae=made.scene.vae, lora=lora, degradation=found)[0]
     start = g.add("LodestarRestorationStart", noise=0.0)[0]
     made.restore(name, "Restored", model, start)
+    made.scene.latent = made.latent
     made.restore(f"{name}_without", "Without the LoRA", None, start)
     return made.save(name)
 
