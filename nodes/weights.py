@@ -4,7 +4,7 @@ from ..guidance.attention.glyph_adaptive import GlyphAdaptiveAttention
 from ._define import Input, NodeDef, Output, category
 
 OUTLINES = "bundled: outlines, for the demo flow model"
-SHAPES = "bundled: shapes of the demo scenes"
+SHAPES, LETTERS = "bundled: shapes of the demo scenes", "bundled: lines of one font"
 
 
 def _lora_files():
@@ -24,7 +24,7 @@ def _condition_lora(file, number):
 
 def _reader_files():
     from ..guidance.host.weight_files import names
-    return [SHAPES, *names()]
+    return [SHAPES, LETTERS, *names()]
 
 
 def _recogniser(file):
@@ -35,6 +35,9 @@ def _recogniser(file):
     if file == SHAPES:
         from ..demo.reader import ShapeScore
         return (ShapeScore(),)
+    if file == LETTERS:
+        from ..demo.lines import LineReader
+        return (LineReader(),)
     weights = tensors(title, "file", file)
     try:
         return (TextScore(load(weights)),)
@@ -66,8 +69,8 @@ The bundled file steers the demo flow model ("dit") by outlines: white lines, ab
     title="Load Text Recogniser",
     category=category("attention"),
     description="Reads lines of text in pictures: the vision half of ABINet, from a safetensors file in models/lodestar.",
-    inputs=(Input("file", "COMBO", "A file of models/lodestar with ABINet's vision weights, or the small reader of the demo scenes that comes with the pack.", SHAPES, choices=_reader_files),),
-    outputs=(Output("LODESTAR_RECOGNISER", "recogniser", "For Glyph-Adaptive Attention."),),
+    inputs=(Input("file", "COMBO", "A file of models/lodestar with ABINet's vision weights, or one of the small readers that come with the pack.", SHAPES, choices=_reader_files),),
+    outputs=(Output("LODESTAR_RECOGNISER", "recogniser", "For Glyph-Adaptive Attention and Text Super-Resolution."),),
     run=_recogniser,
     help="""For text convert ABINet's own weights (the vision model) to safetensors and put them into models/lodestar. Keys, behind an optional model., module. or vision.:
 

@@ -188,6 +188,15 @@ class TextScore:
         return self.reader((lines - mean) / std).softmax(-1)
 
     @torch.no_grad()
+    def read(self, pictures):
+        """The likeliest text of each picture, up to its end."""
+        classes, found = self.probabilities(pictures).argmax(-1), []
+        for row in classes.tolist():
+            row = row[:row.index(0)] if 0 in row else row
+            found.append("".join(self.reader.characters[c - 1] for c in row))
+        return found
+
+    @torch.no_grad()
     def __call__(self, pictures, texts):
         """[n] in 0..1: mean over positions of the cosine between class probabilities and the wanted class."""
         found = self.probabilities(pictures)
