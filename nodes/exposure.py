@@ -26,8 +26,8 @@ def _load(file):
 
 def _expose(image, network=None, **values):
     from ..demo.exposure import network as bundled
-    from ..guidance.host.exposure import exposed
     method = ExposureDiffusion(network=network if network is not None else bundled(), **values).validate()
+    from ..guidance.host.exposure import exposed
     estimates = exposed(method, image[..., :3].movedim(-1, 1).float())
     shown = [u.movedim(1, -1).clamp(0, 1).contiguous() for u in estimates]
     return shown[0], shown[-1]

@@ -27,12 +27,12 @@ def test_is_the_method_itself_and_counts_its_steps(method, monkeypatch):
 
 
 def test_its_node(method):
-    from lodestar.nodes.exposure import NODES
     from lodestar.guidance.inverse.exposure import FORMS
+    from lodestar.nodes.exposure import BUNDLED, NODES
     by_id, image = {d.node_id: d for d in NODES}, torch.rand(2, 16, 16, 3) / 10
     given = dict(operator=method.operator, image=image, steps=2, form=FORMS[1], seed=1)
     with torch.inference_mode():
-        network, = by_id["LodestarLoadExposureNetwork"].call({})[0]
+        network, = by_id["LodestarLoadExposureNetwork"].call({"file": BUNDLED})[0]
         out, first = by_id["LodestarExposureDiffusion"].call(given)[0]
         assert out.shape == first.shape == image.shape and not torch.equal(out, first)
         assert torch.equal(out, by_id["LodestarExposureDiffusion"].call({**given, "network": network})[0][0])
