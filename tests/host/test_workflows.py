@@ -29,7 +29,8 @@ REFUSED_BY_UNET = {"easycontrol": "need a network of the Flux type"}      # wher
 SIZES = {"lodestar/side_by_side_canvas": (256, 128)}      # pictures that are larger than the latent that the example begins with
 # a weaker model made by a node for U-Nets; skip connections; cross-attention
 ONLY_UNET = ("model_pair_guidance", "freeu", "pladis", "decoupled_prompt", "adapter_attention_shaping", "directed_diffusion", "negative_away_steer_attention",
-             "structured_diffusion_guidance", "masked_subject_attention", "unicon", "temporal_attention_temperature", "degradation_guided_lora", "pixel_aware_attention", "readout_guidance", "readout_guidance_with_drags",
+             "structured_diffusion_guidance", "masked_subject_attention", "unicon", "temporal_attention_temperature", "degradation_guided_lora", "pixel_aware_attention", "block_wise_semantics", "readout_guidance",
+             "readout_guidance_with_drags",
              "multi_scale_restoration", "guided_decode")
 
 
