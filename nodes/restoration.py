@@ -4,7 +4,7 @@ from ..guidance.inverse.pixel_aware import PixelAwareAttention
 from ..guidance.samplers.restoration_start import RestorationStart
 from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
 
-LORA, ESTIMATE, PIXELS = "Load Degradation LoRA", "Estimate Degradation", "Load Pixel-Aware Attention"
+LORA, ESTIMATE, PIXELS, ENCODE = "Load Degradation LoRA", "Estimate Degradation", "Load Pixel-Aware Attention", "Degradation-Guided Encode"
 BUNDLED_PIXELS = "bundled: degraded pictures, for the demo U-Net"
 BUNDLED_LORA, BUNDLED_ESTIMATOR = "bundled: blur and noise, for the demo U-Net", "bundled: blur and noise of the demo scenes"
 
@@ -49,6 +49,12 @@ def _estimate(image, file):
     return Shown((found, *found.scores[0], text), text)
 
 
+def _encode(pixels, vae, lora, blur, noise, strength, degradation=None):
+    from ..guidance.host.degradation_encode import encoded
+    from ..guidance.inverse.degradation import Degradation
+    return (encoded(ENCODE, pixels, vae, lora, Degradation(((blur, noise),)) if degradation is None else degradation, strength),)
+
+
 def _started(**values):
     method = RestorationStart(**values).validate()
     from ..guidance.host.sampler_start import sampler
@@ -63,7 +69,7 @@ NODES = (
         category=category("inverse"),
         description="Reads a degradation-guided LoRA (S3Diff) from a safetensors file in models/loras.",
         inputs=(Input("file", "COMBO", "A file of models/loras in S3Diff's layout, or the small one that comes with the pack.", BUNDLED_LORA, choices=files_of(BUNDLED_LORA, "loras")),),
-        outputs=(Output("LODESTAR_DEGRADATION_LORA", "lora", "For Degradation-Guided LoRA."),),
+        outputs=(Output("LODESTAR_DEGRADATION_LORA", "lora", "For Degradation-Guided LoRA and Degradation-Guided Encode."),),
         run=_lora,
         part_of=DegradationGuidedLora.node_id,
         help="""The authors publish a pickle, s3diff.pkl (for SD-Turbo): a dictionary whose values are dictionaries of tensors. Bring it to one safetensors file in which the names on the way stand before each other:
@@ -73,11 +79,33 @@ NODES = (
 - state_dict_unet_de_mlp.0.{weight, bias}, state_dict_unet_block_mlp.0.{weight, bias}, state_dict_unet_fuse_mlp.{weight, bias}: what makes the middle matrices
 - state_dict_unet.LAYER.lora_{A, B}.default.weight, and state_dict_unet.conv_in.{weight, bias}, which replace the input convolution where they are there
 
-LAYER is diffusers' name of a linear layer or convolution. Lists of names and the rank are left out. The parts for the VAE's encoder (state_dict_vae...) may be there; they are not used.
+LAYER is diffusers' name of a linear layer or convolution. Lists of names and the rank are left out. For the VAE's encoder there may be the same with vae in place of unet (state_dict_vae.encoder.LAYER.lora_{A, B}.vae_skip.weight,
+state_dict_vae_de_mlp.0 and so on; state_embeddings.state_dict_vae_block.weight has a row for each resolution, the middle, and the rest): Degradation-Guided Encode applies them.
 
 The bundled file is for the demo model "unet": pictures of the demo scenes, blurred by up to 5 pixels and with noise of up to 0.4 (the scores 1). It was trained by demo/train_degradation_lora.py from the middle of the
 schedule: scheduler "simple", 1 step, denoise 0.5. Positive prompt: what there is, or "the background"; negative prompt: empty. After 170 steps of 4 pictures it restores what the same step without it destroys (23.3 dB against 13.9), but is not nearer to the true
 picture than the degraded one is on the average (25.3 dB).
+""",
+    ),
+    NodeDef(
+        node_id="LodestarDegradationGuidedEncode",
+        title=ENCODE,
+        category=category("inverse"),
+        description="Encodes degraded pictures with the part of a degradation-guided LoRA (S3Diff) that is for the VAE's encoder.",
+        inputs=(Input("pixels", "IMAGE", "The degraded pictures, brought to the wanted size."), Input("vae", "VAE", "The VAE that the LoRA was trained with."),
+                Input("lora", "LODESTAR_DEGRADATION_LORA", "From Load Degradation LoRA."),
+                Input("blur", "FLOAT", "How blurred the picture is, 0 to 1. Without effect where degradation is connected.", 0.5, 0.0, 1.0, 0.01),
+                Input("noise", "FLOAT", "How noisy it is, 0 to 1. Without effect where degradation is connected.", 0.5, 0.0, 1.0, 0.01),
+                Input("strength", "FLOAT", "Factor on the LoRA; at 0 it is VAE Encode.", 1.0, 0.0, 2.0, 0.05),
+                Input("degradation", "LODESTAR_DEGRADATION", "Both numbers for each picture of the batch, from Estimate Degradation.", optional=True)),
+        outputs=(Output("LATENT", "latent", "For the sampler, with Degradation-Guided LoRA on the model."),),
+        run=_encode,
+        aliases=("S3Diff", "VAE encode", "one-step super-resolution"),
+        part_of=DegradationGuidedLora.node_id,
+        help="""S3Diff's second LoRA, in the convolutions of the VAE's encoder and the projections of its attention: out = W h + strength (8 / rank) B C A h, the middle matrix C made of the picture's two scores for each resolution, the
+middle, and the rest, as in Degradation-Guided LoRA. Pictures are encoded one by one, each with its own.
+
+A file that has nothing for the encoder, as the bundled one (the demo models' VAE has no such layers), or strength 0: bit by bit what VAE Encode gives.
 """,
     ),
     NodeDef(

@@ -34,9 +34,12 @@ def _s3diff(definitions, definition, name):
     made = Degraded(definitions, definition, "How blurred and noisy the picture is, a small network estimates. One step; above with the LoRA, below the same step without it.")
     g = made.graph
     found = g.add("LodestarEstimateDegradation", image=made.image)[0]
-    model = g.add(definition.node_id, model=made.scene.model, lora=g.add("LodestarLoadDegradationLora")[0], degradation=found)[0]
+    lora = g.add("LodestarLoadDegradationLora")[0]
+    model = g.add(definition.node_id, model=made.scene.model, lora=lora, degradation=found)[0]
+    made.scene.latent = g.add("LodestarDegradationGuidedEncode", pixels=made.image, vae=made.scene.vae, lora=lora, degradation=found)[0]
     start = g.add("LodestarRestorationStart", noise=0.0)[0]
     made.restore(name, "Restored", model, start)
+    made.scene.latent = made.latent
     made.restore(f"{name}_without", "Without the LoRA", None, start)
     return made.save(name)
 
@@ -72,6 +75,16 @@ def _pasd(definitions, definition, name):
     return made.save(name)
 
 
+def _semantics(definitions, definition, name):
+    made = Degraded(definitions, definition, "The picture, what is left of it, and what the model draws whose blocks see it; below what it draws without.")
+    g = made.graph
+    model = g.add(definition.node_id, model=made.scene.model, weights=g.add("LodestarLoadBlockWiseSemantics")[0], image=made.image)[0]
+    start = g.add("LodestarRestorationStart", noise=0.9)[0]
+    made.restore(name, "Restored", model, start, 20, 1.0, "normal", 3.0)
+    made.restore(f"{name}_without", "Without", None, start, 20, 1.0, "normal", 3.0)
+    return made.save(name)
+
+
 def _prior(definitions, definition, name):
     """Two prompts, with "at" for good pictures and "of" for degraded ones: words that the bundled text encoder knows and that mean little alone."""
     made = Degraded(definitions, definition, "Made here: pictures of two prompts, and what is left of them. The words \"at\" and \"of\" learn to mean good and degraded. Above a picture from the middle of the schedule on with "
@@ -97,4 +110,4 @@ def _prior(definitions, definition, name):
     return made.save(name)
 
 
-OWN = {"LodestarTrainRestorationPrior": _prior, "LodestarPixelAwareAttention": _pasd, "LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start, "LodestarGuidedDecode": _guided}
+OWN = {"LodestarTrainRestorationPrior": _prior, "LodestarPixelAwareAttention": _pasd, "LodestarBlockWiseSemantics": _semantics, "LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start, "LodestarGuidedDecode": _guided}
