@@ -34,7 +34,7 @@ class Timed:
         self.pairs = []      # [(seconds, seconds of the base beside it)]
 
 
-def _clock():
+def clock_of_runs():
     """On one CPU thread the process's own time, which other work on the machine moves less; else the clock's."""
     return time.perf_counter if host.on_gpu() or torch.get_num_threads() > 1 else time.process_time
 
@@ -62,7 +62,7 @@ def time_all(ways, repeats, bar):
 
 def _timed(way):
     """(seconds, what it returned) of one run."""
-    clock = _clock()
+    clock = clock_of_runs()
     if host.on_gpu():
         torch.cuda.synchronize()
     begin = clock()
@@ -97,13 +97,18 @@ def median_interval(values, level=0.9):
     return -math.inf, math.inf
 
 
+def paired(way):
+    """The interval of the median of a row's pairs."""
+    return median_interval([a / b for a, b in way.pairs])
+
+
 def verdict(way, ratio):
     """Whether a row keeps its promise: True, False, or "open"; None without a promise."""
     if way.limit is None:
         return None
     if not way.pairs:
         return ratio <= way.limit
-    low, high = median_interval([a / b for a, b in way.pairs])
+    low, high = paired(way)
     return True if high <= way.limit else False if low > way.limit else "open"
 
 
@@ -252,7 +257,7 @@ def measure(name, ways, options, steps=None):
                         "seconds_per_step": round(statistics.median(way.seconds) / (steps or options.steps), 5), "evaluations": way.evaluations,
                         "peak_bytes": way.peak, "limit": way.limit, "kept": verdict(way, ratio), "pairs": len(way.pairs)})
         if way.pairs:
-            records[-1]["interval"] = [round(x, 4) for x in median_interval([a / b for a, b in way.pairs])]
+            records[-1]["interval"] = [round(x, 4) for x in paired(way)]
     return records
 
 
