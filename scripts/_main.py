@@ -129,7 +129,12 @@ def _shared_out(paths: list[str], parts: int, without: tuple[str, ...] = ()) -> 
     if parts < 2 or len(paths) != 1 or not os.path.isdir(paths[0]):
         return [paths]
     files = sorted((f for f in Path(paths[0]).rglob("test_*.py") if str(f) not in without), key=lambda f: (-f.stat().st_size, f.name))
-    return [found for i in range(parts) if (found := [str(f) for f in files[i::parts]])]
+    groups, sizes = [[] for _ in range(parts)], [0] * parts
+    for f in files:      # each to the smallest group so far
+        least = sizes.index(min(sizes))
+        groups[least].append(str(f))
+        sizes[least] += f.stat().st_size
+    return [g for g in groups if g]
 
 
 def test(arguments: list[str]) -> int:
