@@ -34,7 +34,7 @@ class Timed:
         self.pairs = []      # [(seconds, seconds of the base beside it)]
 
 
-def _clock():
+def clock_of_runs():
     """On one CPU thread the process's own time, which other work on the machine moves less; else the clock's."""
     return time.perf_counter if host.on_gpu() or torch.get_num_threads() > 1 else time.process_time
 
@@ -62,7 +62,7 @@ def time_all(ways, repeats, bar):
 
 def _timed(way):
     """(seconds, what it returned) of one run."""
-    clock = _clock()
+    clock = clock_of_runs()
     if host.on_gpu():
         torch.cuda.synchronize()
     begin = clock()
