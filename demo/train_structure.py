@@ -1,6 +1,6 @@
 """Trains the structure correction that comes with the pack (demo/structure.py): a NAFNet that sees the clean picture mends what the VAE did to the degraded one.
 
-    python scripts/_module.py lodestar.demo.train_structure --out demo/weights --host . --rate 5e-3 [--steps 150] [--batch 6] [--seed 0]
+    python scripts/_module.py lodestar.demo.train_structure --out demo/weights --host . --rate 5e-3 [--steps 130] [--batch 6] [--seed 0]
 
 On the kinds that the authors correct (haze, motion blur, raindrops) and low light. Loss: absolute error. The figures are peak signal-to-noise ratios in dB, negative, of fresh pictures.
 """
@@ -28,7 +28,7 @@ def loss_of(weights, made):
 
 
 def main():
-    o = options(__doc__.splitlines()[0], 150, 6)
+    o = options(__doc__.splitlines()[0], 130, 6)
     torch.manual_seed(o.seed)
     code = load_file(os.path.join(o.out, "latents.safetensors"))
     train(o, NAME, lambda: fresh(o.seed), lambda rng, n: batch(rng, n, code), lambda weights, made, generator: loss_of(weights, made), held=1)
