@@ -73,11 +73,11 @@ def shape_maps(subject, batch):
     return torch.stack([references.covered(references.reference_of(c)) for c in batch])[..., None].expand(-1, -1, -1, 3)
 
 
-def shapes_head(subject, batch):
-    """The bundled readout head of shapes."""
+def readout(what):
+    """A bundled readout head: of shapes, places or looks."""
     from ..demo.weights_file import read
     from ..guidance.training.readout import parse
-    return parse(read("readout_shapes"))
+    return parse(read(f"readout_{what}"))
 
 
 def warmth(readings):
@@ -87,5 +87,5 @@ def warmth(readings):
 
 
 VALUES = {"$vision": lambda s, b: vision(), "$texts": texts, "$scenes": scenes_of, "$good": lambda s, b: examples(s, b, False), "$bad": lambda s, b: examples(s, b, True), "$styles": styles, "$kinds": kinds,
-          "$colours": colours, "$vgg": lambda s, b: network("vgg"), "$taste": lambda s, b: network("taste"), "$shape_maps": shape_maps, "$shapes_head": shapes_head}
+          "$colours": colours, "$vgg": lambda s, b: network("vgg"), "$taste": lambda s, b: network("taste"), "$shape_maps": shape_maps, "$shapes_head": lambda s, b: readout("shapes"), "$places_head": lambda s, b: readout("places"), "$looks_head": lambda s, b: readout("looks")}
 METRICS = {"warmth": warmth}

@@ -19,6 +19,9 @@ _guided = lambda label, cfg=1.0, task="one step", **values: Setup(label, cfg, (u
 _PASD = "inverse.pixel_aware:PixelAwareAttention"
 _aware = lambda label, noise=0.9, cfg=1.0, **values: Setup(label, cfg, (use(_PASD, weights="$pixel_attention", latent="$degraded", **values),), sampler=use(_START, noise=noise), task="restored")
 
+_MEGA = "inverse.block_semantics:BlockWiseSemantics"
+_blocks = lambda label, **values: Setup(label, 1.0, (use(_MEGA, weights="$block_semantics", image="$degraded_image", **values),), sampler=use(_START, noise=0.9), task="restored")
+
 _WHOLE = ("whole_psnr", "whole_features", "psnr", "features", "accuracy", "evaluations")
 
 
@@ -35,6 +38,11 @@ ENTRIES = (
     Entry("LodestarPixelAwareAttention",
           (*_against(_aware("Pixel-Aware Attention"), as_it_is=_LEFT, image_to_image=_PLAIN, without_it=Setup("from 0.9 of the noise, without it", 1.0, sampler=use(_START, noise=0.9), task="restored")),
            *_against(_aware("Pixel-Aware Attention"), skip_connections_alone=_aware("its features in the skip connections alone", strength=0.0)))),
+    Entry("LodestarBlockWiseSemantics",
+          (*_against(_blocks("Block-Wise Semantics"), as_it_is=_LEFT, image_to_image=_PLAIN, without_it=Setup("from 0.9 of the noise, without it", 1.0, sampler=use(_START, noise=0.9), task="restored")),
+           *_against(_blocks("Block-Wise Semantics"), guidance_alone=_blocks("its guidance alone", semantics=0.0), semantics_alone=_blocks("its semantics alone", guidance=0.0)),
+           *_against(_blocks("with the scene's own maps", edges="$true_edges", depth="$true_depth", segmentation="$true_segmentation"), maps_found=_blocks("Block-Wise Semantics")),
+           *_against(_blocks("Block-Wise Semantics"), pixel_aware=_aware("Pixel-Aware Attention")))),
     # without the evaluations, among which those of the training would be
     Entry("LodestarTrainRestorationPrior", _against(Setup("restoration prior, 40 steps", 2.0, task="prior"), _METRICS[:3], words_alone=Setup("the same words without the training", 2.0, task="words alone"), image_to_image=_PLAIN)),
     Entry("LodestarRestorationStart",

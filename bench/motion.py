@@ -10,7 +10,8 @@ import torch
 from ..demo.scenes import SIZE, mask_of
 
 METRICS = ("place_error", "kept", "violations", "known_error", "apart")
-VALUES = ("$photometric", "$moved", "$left", "$rendered", "$known", "$observed", "$agree")
+SAMPLED = ("$own", "$drags")      # made before evaluations are counted
+VALUES = (*SAMPLED, "$photometric", "$moved", "$left", "$rendered", "$known", "$observed", "$agree")
 SEED = 50_001          # of the movements
 PIXELS = 2 * SIZE      # of the VAE's pictures
 MISSING = SIZE / 2     # pixels that count where nothing of the colour is seen
@@ -48,7 +49,7 @@ def _flow(batch):
 
 
 def value(text, subject, batch):
-    """What "$photometric" (a motion loss), "$moved" (edit masks), "$left" (a mask of the left half), "$rendered", "$known", "$observed" (losses of the wanted picture's left half) and "$agree" (a batch's
+    """What "$own" (what the model makes of the same noise), "$drags" (from where something of the first object's colour is in it to where the object is to be), "$photometric" (a motion loss), "$moved" (edit masks), "$left" (a mask of the left half), "$rendered", "$known", "$observed" (losses of the wanted picture's left half) and "$agree" (a batch's
     pictures are to be alike) stand for."""
     from ..guidance.loss.motion import FlowMotion
     with torch.inference_mode(False):
@@ -60,6 +61,9 @@ def value(text, subject, batch):
         if text in ("$rendered", "$known", "$observed"):
             return _of_left_half(text, subject.model.get_model_object("latent_format").process_in(subject.target(batch)))
         batch = [c if c.reference is not None else shifted(c) for c in batch]      # for times
+        if text in SAMPLED:
+            latents, seen = own(subject, batch)
+            return {"samples": latents} if text == "$own" else " | ".join(_drag(c, r) for c, r in zip(batch, seen))
         flow, there = _flow(batch)
         if text == "$moved":
             grown = torch.nn.functional.max_pool2d(torch.maximum(torch.stack([_mask(c) for c in batch]), there)[:, None], 9, 1, 4)
@@ -67,6 +71,26 @@ def value(text, subject, batch):
         from ..guidance.host.decode import Decoder
         source = subject.vae.decode(subject.rendered([c.reference for c in batch])).movedim(-1, 1).clone()
         return FlowMotion(target=source, flow=flow, decoder=Decoder(subject.vae, subject.model.get_model_object("latent_format"))).check()
+
+
+def own(subject, batch):
+    """(latents that the model samples from the cases' noise without a method, what the measuring network sees in their pictures)."""
+    from ..demo import measure
+    from .plan import Setup
+    key, kept = tuple((c.prompt, c.seed) for c in batch), vars(subject).setdefault("own", {})
+    if key not in kept:
+        latents, _, _ = subject.run(Setup("own", 4.0, prompts="shifted"), batch, 20)
+        kept[key] = latents, measure.load().decode(subject.pictures(latents))
+    return kept[key]
+
+
+def _drag(case, seen):
+    """From the thing of the first object's colour, or else any, to where that is to be; none moves where nothing is seen."""
+    wanted = case.scene.things[0]
+    found = sorted(seen.things, key=lambda t: t.colour != wanted.colour)
+    x, y = (found[0].x, found[0].y) if found else (wanted.x, wanted.y)
+    inside = lambda v: min(max(v / SIZE, 0.0), 1.0)
+    return f"{inside(x):.4f}, {inside(y):.4f} > {inside(wanted.x):.4f}, {inside(wanted.y):.4f}"
 
 
 def _of_left_half(text, latents):

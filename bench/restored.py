@@ -14,8 +14,8 @@ GOOD_WORD, BAD_WORD, PRIOR_STEPS, PRIOR_SEED = "at", "of", 40, 70_001      # of 
 METRICS = ("psnr", "features")
 WHOLE = ("whole_psnr", "whole_features")      # of the pictures as they are saved, at 128 pixels, against the scenes themselves
 FOLD = 8      # pictures of 128 pixels stand behind the latents in cells of 8 pixels, where they are not what the VAE makes of these
-VALUES = ("$degradation", "$degradation_lora", "$degraded", "$pixel_attention")
-FILES = {"$degradation_lora": ("degradation_lora", "degradation_estimator"), "$pixel_attention": ("pixel_attention",)}      # the bundled files behind a value
+VALUES = ("$degradation", "$degradation_lora", "$degraded", "$degraded_image", "$pixel_attention", "$block_semantics", "$true_edges", "$true_depth", "$true_segmentation")
+FILES = {"$degradation_lora": ("degradation_lora", "degradation_estimator"), "$pixel_attention": ("pixel_attention",), "$block_semantics": ("block_semantics",)}      # the bundled files behind a value
 
 
 def pictures(batch):
@@ -34,6 +34,14 @@ def value(text, subject, batch):
     from ..guidance.inverse import degradation, degradation_lora, pixel_aware
     if text == "$degraded":
         return {"samples": of.encode(pictures(batch)[1], subject.code)}
+    if text == "$degraded_image":
+        return pictures(batch)[1].movedim(1, -1)
+    if text.startswith("$true_"):      # maps of the scenes themselves
+        from ..demo.block_semantics import maps
+        return torch.stack([maps(c.scene, 2 * SIZE)[text.removeprefix("$true_")].expand(3, -1, -1) for c in batch]).movedim(1, -1)
+    if text == "$block_semantics":
+        from ..guidance.inverse import block_semantics
+        return block_semantics.parse(read("block_semantics"), "bench", "file")
     if text == "$pixel_attention":
         return pixel_aware.parse(read("pixel_attention"), "bench", "file")
     if text == "$degradation":

@@ -303,7 +303,7 @@ class Subject:
         positive = self.encode([t for c in batch for t in ([c.source] if c.source else []) + [text_of(c, setup.prompts)]])
         negative = self.encode([""])
         from . import heads
-        for name in {v for u in setup.methods for _, v in u.values if isinstance(v, str)} & {"$weak", "$other", *heads.TRAINED}:
+        for name in {v for u in setup.methods for _, v in u.values if isinstance(v, str)} & {"$weak", "$other", *heads.TRAINED, *motion.SAMPLED}:
             self.value(name, batch)      # before anything is counted
         with torch.inference_mode(), self.counting() as rows:
             begin = time.perf_counter()

@@ -30,6 +30,9 @@ class Layer:
     attentions: tuple = ("self",)
     key: tuple = ()
 
+    def __hash__(self):      # asked for at every attention call
+        return hash((self.stage, self.index, self.depth))
+
     def __str__(self):
         return f"{self.stage}.{self.index}" + ("" if self.depth is None else f".{self.depth}")
 

@@ -75,6 +75,16 @@ def _pasd(definitions, definition, name):
     return made.save(name)
 
 
+def _semantics(definitions, definition, name):
+    made = Degraded(definitions, definition, "The picture, what is left of it, and what the model draws whose blocks see it; below what it draws without.")
+    g = made.graph
+    model = g.add(definition.node_id, model=made.scene.model, weights=g.add("LodestarLoadBlockWiseSemantics")[0], image=made.image)[0]
+    start = g.add("LodestarRestorationStart", noise=0.9)[0]
+    made.restore(name, "Restored", model, start, 20, 1.0, "normal", 3.0)
+    made.restore(f"{name}_without", "Without", None, start, 20, 1.0, "normal", 3.0)
+    return made.save(name)
+
+
 def _prior(definitions, definition, name):
     """Two prompts, with "at" for good pictures and "of" for degraded ones: words that the bundled text encoder knows and that mean little alone."""
     made = Degraded(definitions, definition, "Made here: pictures of two prompts, and what is left of them. The words \"at\" and \"of\" learn to mean good and degraded. Above a picture from the middle of the schedule on with "
@@ -100,4 +110,4 @@ def _prior(definitions, definition, name):
     return made.save(name)
 
 
-OWN = {"LodestarTrainRestorationPrior": _prior, "LodestarPixelAwareAttention": _pasd, "LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start, "LodestarGuidedDecode": _guided}
+OWN = {"LodestarTrainRestorationPrior": _prior, "LodestarPixelAwareAttention": _pasd, "LodestarBlockWiseSemantics": _semantics, "LodestarDegradationGuidedLora": _s3diff, "LodestarRestorationStart": _start, "LodestarGuidedDecode": _guided}

@@ -56,9 +56,12 @@ def pytest_configure():
 
 
 # What ./scripts/test asks of a host (LODESTAR_HOST_PLACE). The newest: everything. The others: not what is marked `newest` (costly, and the hosts do not differ
-# in it) and not NEWEST (methods on further networks, what stands on loops that other tests ask of all; test_architectures.py is asked of all); those between the newest and the oldest: these files alone, which tell whether the engine works there.
+# in it) and not NEWEST (methods on further networks, trainings, what stands on loops that other tests ask of all; the examples run everywhere, and test_architectures.py is asked of all) but for
+# what they have to say that they cannot do ("old_hosts"); those between the newest and the oldest: these files alone, which tell whether the engine works there.
 NEWEST = ("test_correspondence_architectures.py", "test_further_architectures.py", "test_perturbation_families.py", "test_regions_architectures.py",
-          "test_sharing_architectures.py", "test_encoder_losses_host.py", "test_frames_host.py", "test_optimise_host.py", "test_restoring_host.py")
+          "test_sharing_architectures.py", "test_encoder_losses_host.py", "test_frames_host.py", "test_optimise_host.py", "test_restoring_host.py", "test_restorers_host.py",
+          "test_restoration_prior_host.py", "test_unicon_host.py", "test_readout_host.py", "test_distillation_host.py", "test_multi_scale_host.py", "test_noisy_host.py", "test_noisy_encoder_host.py",
+          "test_loss_solvers_host.py", "test_guided_decode_host.py")
 ALIKE = ("areas_and_masks", "half_precision", "interrupted_run", "controlnet")      # tests of what the engine does for every method alike: older hosts are asked in the files of BETWEEN alone
 BETWEEN = ("test_boot.py", "test_engine.py", "test_nodes_host.py", "test_prompts_host.py", "test_together.py")
 
@@ -71,7 +74,7 @@ def pytest_collection_modifyitems(config, items):
     place = os.environ.get("LODESTAR_HOST_PLACE", "newest")
     if place != "newest":
         left = [i for i in items if "unit" not in i.keywords
-                and ("newest" in i.keywords or Path(i.fspath).name in NEWEST or (Path(i.fspath).name not in BETWEEN and (place == "between" or any(part in i.name for part in ALIKE))))]
+                and ("newest" in i.keywords or (Path(i.fspath).name in NEWEST and (place == "between" or "old_hosts" not in i.name)) or (Path(i.fspath).name not in BETWEEN and (place == "between" or any(part in i.name for part in ALIKE))))]
         items[:] = [i for i in items if i not in left]
         config.hook.pytest_deselected(items=left)
 

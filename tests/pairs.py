@@ -1,4 +1,4 @@
-"""Random weights in the layouts of UniCon and of Pixel-Aware Attention for any U-Net of the host."""
+"""Random weights in the layouts of UniCon, of Pixel-Aware Attention and of Block-Wise Semantics for any U-Net of the host."""
 import torch
 
 from ..guidance.attention.joint_lora import PARTS, PLACES, STAGES
@@ -62,4 +62,36 @@ def pixel_file(network, channels=4, seed=0, encoder=True, strength=0.3):
             w[f"{at}.transformer_blocks.0.ff.net.{name}.weight"], w[f"{at}.transformer_blocks.0.ff.net.{name}.bias"] = normal(out, given), torch.zeros(out)
         if encoder:
             w[f"pixel_encoder.leave.{n}.weight"], w[f"pixel_encoder.leave.{n}.bias"] = normal(seen, 8, 3, 3), torch.zeros(seen)
+    return w
+
+
+def semantics_file(network, geometry, seed=0, extract=True, strength=0.3):
+    """{key: tensor} of block-wise semantics for every attention to the text of a U-Net; with a network that finds the maps, or without."""
+    from ..guidance.attention.module_edits import diffusers_names, host_name
+    from ..guidance.host.joint_streams import attention_widths
+    g, w, table = torch.Generator().manual_seed(seed), {}, diffusers_names(network)
+
+    def conv(name, out, given, scale=1.0):
+        w[f"{name}.weight"], w[f"{name}.bias"] = scale * torch.randn(out, given, 3, 3, generator=g) / (9 * given) ** 0.5, 0.1 * torch.randn(out, generator=g)
+    widths = {layer: text for layer, (_, text) in attention_widths(network, geometry).items() if text is not None}
+    width, before, skips = next(iter(widths.values())), network.middle_block[-1].out_layers[-1].out_channels, []
+    for i in range(9):
+        for j in range(9):
+            if f"up_blocks.{i}.resnets.{j}" in table:
+                resnet = network.get_submodule(host_name(table, f"up_blocks.{i}.resnets.{j}"))
+                skips.append(resnet.in_layers[-1].in_channels - before)
+                before = resnet.out_layers[-1].out_channels
+    for part, channels, outs, scale in (("semantics", 192, (width, width), 1.0), ("structure", 256, skips, strength), ("edges", 64, [2 * n for n in skips], strength)):
+        conv(f"{part}.enter", 8, channels)
+        for i, out in enumerate(outs):
+            conv(f"{part}.leave.{i}", out, 8, scale)
+        if part == "semantics":
+            conv("semantics.down.0", 8, 8)
+            w["semantics.norm.weight"], w["semantics.norm.bias"] = torch.ones(width), torch.zeros(width)
+    for layer in widths:
+        w[f"blocks.{layer}.gate"], w[f"blocks.{layer}.levels"] = torch.full((1,), 2 * strength), torch.randn(2, generator=g)
+    if extract:
+        conv("extract.enter", 6, 48)
+        conv("extract.inner.0", 6, 6)
+        conv("extract.leave", 20, 6)
     return w

@@ -182,19 +182,38 @@ def apply_rows(groups, q, k, v, attend, site):
     return by_groups(groups, q, k, v, attend, lambda start, stop: rows_of(site, start, stop, q.shape[0]))
 
 
-def by_groups(groups, q, k, v, attend, local):
-    """The rows of each group through its edits; local(start, stop): the Site as they see it."""
+def by_groups(groups, q, k, v, attend, local, scaled=None):
+    """The rows of each group through its edits; local(start, stop): the Site as they see it. scaled(q, k, v, start, stop, factor): see `tempered`."""
     import torch
     parts = []
     for start, stop, edits in groups:
-        rows, base = slice(start, stop), partial(_of_rows, attend, start, stop)
+        base = _Rows(attend, start, stop, scaled)
         run = chain(edits, local(start, stop), base) if edits else base
-        parts.append(run(q[rows], k[rows], v[rows]))
+        parts.append(run(q, k, v) if stop - start == q.shape[0] else run(q[start:stop], k[start:stop], v[start:stop]))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _of_rows(attend, start, stop, q, k, v, bias=None):
-    return attend(q, k, v, start, stop) if bias is None else attend(q, k, v, start, stop, bias)
+class _Rows:
+    """The network's own attention of rows start:stop, as the innermost edit is given it."""
+
+    __slots__ = ("attend", "start", "stop", "scaled")
+
+    def __init__(self, attend, start, stop, scaled=None):
+        self.attend, self.start, self.stop, self.scaled = attend, start, stop, scaled
+
+    def __call__(self, q, k, v, bias=None):
+        return self.attend(q, k, v, self.start, self.stop) if bias is None else self.attend(q, k, v, self.start, self.stop, bias)
+
+
+def tempered(attend, q, k, v, factor):
+    """attend(q, k, v) with its logits times `factor`. The network's own attention takes it as its scale where the host's function has one; else the queries are multiplied."""
+    if factor == 1.0:
+        return attend(q, k, v)
+    if isinstance(attend, _Rows) and attend.scaled is not None:
+        out = attend.scaled(q, k, v, attend.start, attend.stop, factor)
+        if out is not None:
+            return out
+    return attend(q * factor, k, v)
 
 
 def rows_of(site, start, stop, rows):

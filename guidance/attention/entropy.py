@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..frozen import frozen
 from ..method import BadInput, Edit, param, window
-from .edits import AttentionEdit
+from .edits import AttentionEdit, tempered
 
 _start, _end = window()
 
@@ -34,7 +34,7 @@ class EntropyScale(AttentionEdit):
         keys = k.shape[2]
         own = len(range(*site.image.indices(keys)))
         scale = factor(keys, keys - own + own * self.cells / (site.latent[-2] * site.latent[-1]), self.strength)
-        return attend(q if scale == 1.0 else q * scale, k, v)
+        return tempered(attend, q, k, v, scale)
 
 
 @frozen
@@ -44,7 +44,7 @@ class AttentionEntropyScaling(Edit):
     More keys spread attention: its mean entropy grows by ln(N / T) where a query sees N keys and saw T in training. The logits are scaled against it:
     softmax(f q k / sqrt(d)) v,  f = (ln N / ln T)^(strength / 2)
     N counts all keys (in joint attention the text too, on video the frames), T the same with the picture's share at the training size. Nothing else changes
-    and no weights are written out: only the queries are multiplied. Cross-attention is left alone; its number of keys does not depend on the size.
+    and no weights are written out: only the scale of the attention changes (where an edit stands further in, or the host's attention has no scale, the queries). Cross-attention is left alone; its number of keys does not depend on the size.
 
     Defaults: strength 1 (paper); training size: that of the model, where it is known (SD1.5 512, SDXL, SD3, Flux 1024 ...).
     Identities: at the training size, and at strength 0, bit-equal to the model. Acts on all prompts. Cost: none.

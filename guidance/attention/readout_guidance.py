@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ..frozen import frozen
 from ..method import BadInput, Branch, Prompt, param, socket
 from ..training.readout import refuse_what_is_no_picture
-from . import sharing
+from . import drags, sharing
 from .energy import MapSteer
 from .properties import feature_reader
 from .sources import NOISES
@@ -19,16 +19,18 @@ from .sources import NOISES
 
 @frozen(eq=False)
 class ReadoutGuidance(MapSteer):
-    """Makes the picture fit a map (edges, a mask, depth, a pose), or look like another picture, by a small head that reads these from the network's own features.
+    """Makes the picture fit a map (edges, a mask, depth, a pose), look like another picture, or have its parts at other places (drags), by a small head that reads these from the network's own features.
 
         spatial      E = sum_m (head(features at x) - map)^2 / sum m,  m the mask (1 without one)
         appearance   E = 1 - cos(head(features at x) inside the mask, head(features of the reference at this level))
+        correspondence   E = mean over drags from p to q of (1 - ghost) (1 - sim(q, p)) + ghost sim(p, p),   sim(q, p) = (1 + cos(head at x in q, head of the reference in p)) / 2
         x <- x - step c Adam(grad_x E),  c = sqrt(a^2 + s^2),  `iterations` times a step, in the first steps (end_percent);  then the step goes on from x' as in Layout Guidance
 
     Adam (0.9, 0.999) begins anew at each step of the sampler, as in the released code, so that the first of its moves is sign(grad E): each number of the latent moves by `step`, of latents with unit variance.
     Since that has no size, the scales of the released code (loss_rescale, the latents' range) would do nothing here. What an inpainting run keeps is not moved.
     The features are those of the positive prompt; the released code adds the loss of the empty one's. Heads come from Train Readout Head or Load Readout Head and belong to one network, U-Net or DiT.
-    Several heads: one node after the other. Their heads for correspondence (drag) are left out.
+    Several heads: one node after the other. A drag moves the cells around its beginning, as far as `radius`, along with it (the released code takes many drags in place of a radius); the mask says what may move at all.
+    For drags the reference's noise is shared with the picture's, which begins as the reference did: sample both with one seed.
 
     Defaults: step 0.02, one per step, first half of the schedule (paper, 100 DDIM steps with fresh noise; with 20 steps take 0.1: the way that it can go is the number of steps times their size).
     Take a sampler that adds noise (Euler ancestral, DDPM): what a sign moves where the gradient says little is then forgotten. Deterministic samplers keep it, and the picture becomes grainy.
@@ -39,7 +41,7 @@ class ReadoutGuidance(MapSteer):
     title = "Readout Guidance"
     family = "loss"
     paper = "Readout Guidance"
-    aliases = ("hyperfeatures", "edge control", "pose control", "appearance")
+    aliases = ("hyperfeatures", "edge control", "pose control", "appearance", "drag")
     evaluations = "about 3 per move (backward pass included), 1 more with a reference"
     planar = True
     selectors = ()
@@ -50,11 +52,14 @@ class ReadoutGuidance(MapSteer):
     start_percent: float = param(0.0, "Start of the window in which it guides, as a fraction of the sampling schedule (0 = first step).", 0.0, 1.0, 0.001)
     end_percent: float = param(0.5, "End of that window (1 = last step).", 0.0, 1.0, 0.001)
     image: Any = socket("IMAGE", "The map that a spatial head is to read: one for all pictures, or one for each.", optional=True)
-    mask: Any = socket("MASK", "Where the map counts, or what of the picture is to look like the reference: one for all pictures, or one for each.", optional=True)
-    reference: Any = socket("LATENT", "The picture that an appearance head is to find alike, as a latent of the size that is sampled.", optional=True)
+    mask: Any = socket("MASK", "Where the map counts, what of the picture is to look like the reference, or, with drags, what may move: one for all pictures, or one for each.", optional=True)
+    reference: Any = socket("LATENT", "The picture that an appearance head is to find alike, or that drags begin in, as a latent of the size that is sampled.", optional=True)
     trajectory: Any = socket("LODESTAR_TRAJECTORY", "That picture as the trajectory of an inversion, in place of a latent.", optional=True)
     reference_prompt: Any = socket("CONDITIONING", "Describes the reference; without it the positive prompt is used.", optional=True)
     noise: str = param("own", "Noise of the reference's latent: shared with the picture's, or own, independent of it.", choices=NOISES, advanced=True)
+    drags: str = param("", "For a head of correspondence: x, y > x, y in fractions of the picture, from a place of the reference to where what is there is to be. Several are separated by ; and those of different pictures by |.")
+    radius: float = param(0.06, "How far around a drag's beginning things move along with it, as a fraction of the picture's longer side.", 0.0, 0.5, 0.01)
+    ghost: float = param(0.5, "Share of the loss that keeps the picture from showing the same at the beginning of a drag still (paper: 0.5).", 0.0, 1.0, 0.05, advanced=True)
 
     reader = None      # what `fitted` found
 
@@ -70,6 +75,10 @@ class ReadoutGuidance(MapSteer):
             raise BadInput(self.title, "image", None, "This head reads a map: connect the one that is wanted.")
         if kind == "appearance" and sharing.source(self) is None:
             raise BadInput(self.title, "reference", None, "This head compares with a reference: connect a latent or a trajectory.")
+        if kind == "correspondence":
+            if sharing.source(self) is None:
+                raise BadInput(self.title, "reference", None, "Drags begin in a reference: connect a latent or a trajectory.")
+            drags.parse(self.drags, self.title)
         return self
 
     def fitted(self, facts):
@@ -93,7 +102,7 @@ class ReadoutGuidance(MapSteer):
         return Branch(prompt, source=sharing.source(self), edits=self.readers)
 
     def read(self, found, step, where=None):
-        """What the head reads, of x as of this step."""
+        """What the head reads, of x as of this step; `where` is for a vector of the whole picture."""
         refuse_what_is_no_picture(step.x, self.title, "latent_image")
         return self.readout.read(found, step.x.shape[0], step.sigma.detach().clone(), step.flow, tuple(step.x.shape[-2:]), where)
 
@@ -109,6 +118,13 @@ class ReadoutGuidance(MapSteer):
             raise BadInput(self.title, "mask", "empty", "There is no place where the head is to look.")
         return m
 
+    def dragged(self, batch):
+        """[n, 4] of each picture of a batch."""
+        found = drags.parse(self.drags, self.title)
+        if len(found) not in (1, batch):
+            raise BadInput(self.title, "drags", self.drags, f"They are those of {len(found)} pictures; give them for one, or for each of the {batch} that are sampled, separated by |.")
+        return found if len(found) == batch else found * batch
+
     def target(self, like):
         """The wanted map [batch, out, height, width] from -1 to 1."""
         m = as_map(self.image, like.shape[1], like.shape[-2:], self.title).to(like)
@@ -119,6 +135,9 @@ class ReadoutGuidance(MapSteer):
     def energy(self, readings, step, state):
         where = self.where(step.x)
         h = self.read(readings[0], step, where)
+        if self.readout.kind == "correspondence":
+            away = torch.stack([drags.misplaced(a, b, d, self.radius, self.ghost) for a, b, d in zip(h, state["reference"], self.dragged(len(h)))])
+            return away, away
         if self.readout.kind == "spatial":
             away = (h - self.target(h)).square()
             away = away.flatten(1).mean(1) if where is None else (away.mean(1, keepdim=True) * where).flatten(1).sum(1) / where.flatten(1).sum(1)
@@ -129,6 +148,9 @@ class ReadoutGuidance(MapSteer):
     def _gradient(self, step, x, state):
         found = super()._gradient(step, x, state)
         found.direction = state["rule"](found.direction)
+        if self.readout.kind == "correspondence" and self.mask is not None:
+            where = self.where(x)
+            found.direction = found.direction * (where if x.ndim == 4 else where[:, :, None]).to(found.direction)
         if step.free is not None:
             found.direction = found.direction * step.free.to(found.direction)
         return found

@@ -4,11 +4,13 @@ Everything is put into the options of one call, chained in front of what others 
 """
 from __future__ import annotations
 
+import functools
 import logging
 
 import torch
 
 from ..attention.edits import AttentionObserver, Site, by_groups, fit_bias, rows_of, titled
+from ..attention.regions import WHOLE
 from ..frozen import changed
 from ..layers import JOINT_FAMILIES
 from . import feature_hooks, references, rotary, unet_hooks
@@ -17,6 +19,7 @@ from .compiled import eager
 from .features import wrappers
 from .joined import REFUSED, Joined
 from .places import inside, prompt_first, prompt_of, unet_grid
+from .scales import takes_scale
 from .shadow import Appended, Shadow, own_texts
 from .streams import Streams
 
@@ -107,10 +110,11 @@ def _subset(extra, start, stop, rows):
     return out
 
 
-def _plain(q, k, v, extra, bias=None):
+def _plain(q, k, v, extra, bias=None, **options):
     """The host's own attention, as a U-Net block without a replacement runs it; with a bias on the logits where an edit adds one."""
     from comfy.ldm.modules.attention import optimized_attention
-    options = {"transformer_options": extra} if "uuids" in extra else {}
+    if "uuids" in extra:
+        options["transformer_options"] = extra
     if bias is not None:
         options["mask"] = fit_bias(bias, k.shape[1], q.shape[1]).to(q.dtype)
     return optimized_attention(q, k, v, extra["n_heads"], attn_precision=extra.get("attn_precision"), **options)
@@ -173,19 +177,28 @@ def _unet_replacement(call, layer, kind, previous):
         def attend_heads(q_, k_, v_, start, stop, bias=None):
             return _heads(attend(_flat(q_), _flat(k_), _flat(v_), start, stop, bias), heads)
 
+        def scaled_heads(q_, k_, v_, start, stop, factor):
+            from comfy.ldm.modules.attention import optimized_attention
+            if not takes_scale(optimized_attention, q_):
+                return None
+            return _heads(_plain(_flat(q_), _flat(k_), _flat(v_), _subset(extra, start, stop, rows), scale=factor * q_.shape[-1] ** -0.5), heads)
+
+        others = previous is not None or "optimized_attention_override" in extra
         qh, kh, vh = (_heads(t, heads) for t in (q, k, v))
         own = _extra({e: tuple(_heads(t, heads) for t in pair) for e, pair in appended.items()},
                      lambda a, b, c: _heads(_plain(_flat(a), _flat(b), _flat(c), extra), heads), previous is not None)
         site = Site(place, layer, height, width, None, slice(None), own, call.step, batch=rows // len(call.chunks(extra)), shared=seen, window=window,
                     prompt=slice(0, k.shape[1]) if place == "cross" else None,
                     latent=tuple(extra["original_shape"]) if extra.get("original_shape") is not None else None, note=Noter(call, extra, layer, rows))
-        return _flat(_rows(groups, qh, kh, vh, attend_heads, site, call, extra))
+        return _flat(_rows(groups, qh, kh, vh, attend_heads, site, call, extra, None if others else scaled_heads))
     return run
 
 
 def _extra(extras, plain, others=False):
     """`Site.extra`, what its edits had appended: `tokens` {edit: (k, v)} of negative prompts, `texts` {edit: ((k, v), ...)} of other texts of their own.
     plain(q, k, v): attention without mask and without other packs'. others: whether `attend` leads through another pack's replacement."""
+    if not extras:
+        return {"tokens": {}, "texts": {}, "plain": plain, "others": others}
     texts = {}
     for (edit, i), pair in sorted(extras.items(), key=lambda item: item[0][1]):
         texts[edit] = (*texts.get(edit, ()), pair)
@@ -200,11 +213,14 @@ def _cut(extra, rows):
     return {**extra, "tokens": tokens, "texts": texts}
 
 
-def _rows(groups, q, k, v, attend, site, call, options):
+def _rows(groups, q, k, v, attend, site, call, options, scaled=None):
     """Attention of a batch whose rows carry different edits: the appended tokens cut to each group's rows, and the grid to the part of the picture that they show."""
     def local(start, stop):
         count = q.shape[0]
-        window = inside(site.window, call.window_at(options, start, count))
+        area = call.window_at(options, start, count)
+        if (start, stop) == (0, count) and area == WHOLE:
+            return site
+        window = inside(site.window, area)
         if (start, stop) == (0, count) and window == site.window:
             return site
         return changed(rows_of(site, start, stop, count), extra=_cut(site.extra, slice(start, stop)), window=window)
@@ -216,7 +232,7 @@ def _rows(groups, q, k, v, attend, site, call, options):
             for edit in edits:
                 edit.observe(local(start, stop), q[start:stop], k[start:stop])
         return out
-    return by_groups(groups, q, k, v, attend, local)
+    return by_groups(groups, q, k, v, attend, local, scaled)
 
 
 # DiTs
@@ -227,9 +243,13 @@ def _install_dit(call, transformer):
     call.session.prompt_first = prompt_first(call.session)      # the network itself is not looked at inside its own (perhaps compiled) call
     replace = {kind: dict(table) for kind, table in transformer.get("patches_replace", {}).items()}
     table = replace.setdefault("dit", {})
+    kept = vars(call.session).setdefault("marks", {})      # {layer: (what was replaced, our replacement)}: the same at every step
     for layer in call.session.geometry.layers:
         if layer.key[0] is not None:
-            table[layer.key] = _block(layer, table.get(layer.key))
+            previous = table.get(layer.key)
+            if layer not in kept or kept[layer][0] is not previous:
+                kept[layer] = previous, _block(layer, previous)
+            table[layer.key] = kept[layer][1]
     transformer["patches_replace"] = replace
     transformer["optimized_attention_override"] = _override(call, transformer.get("optimized_attention_override"))
 
@@ -306,14 +326,13 @@ def _grid(geometry, shape):
 
 
 def _site(call, place, net, q_tokens, k_tokens):
-    """The Site of an attention call, None where it is not one we know."""
+    """The Site of an attention call, None where it is not one we know; its layer may be another, which the caller puts right."""
     layer, joint = place["layer"], call.session.geometry.family in JOINT_FAMILIES
     # the layers of a network call differ in no more than this
     key = ("site", None if joint else _kind(layer, place, net, k_tokens), q_tokens, k_tokens, net.get("image"), net.get("text"))
     if key not in net:
         net[key] = _found_site(call, layer, net, key[1], joint, q_tokens, k_tokens)
-    site = net[key]
-    return site if site is None or site.layer is layer else changed(site, layer=layer)
+    return net[key]
 
 
 def _found_site(call, layer, net, kind, joint, q_tokens, k_tokens):
@@ -375,9 +394,10 @@ def joint_slices(geometry, net, count, tokens):
 class _Attention:
     """One call of the host's attention function, split into rows and heads."""
 
-    def __init__(self, base, args, kwargs, options, main):
+    def __init__(self, base, args, kwargs, options, main, own=None):
         q, k, v = args[:3]
         self.base, self.kwargs, self.options, self.main = base, kwargs, options, main
+        self.own = own      # the host's function, where `base` leads straight to it
         self.heads = args[3] if len(args) > 3 else kwargs["heads"]
         self.rest = list(args[4:])
         self.mask = kwargs.get("mask", self.rest[0] if self.rest else None)
@@ -414,14 +434,22 @@ class _Attention:
         """The same without a mask, for keys that are not the network's own."""
         return self._call(q, k, v, None, self.options)
 
-    def _call(self, q, k, v, mask, options):
-        local, rest = {**self.kwargs, "transformer_options": options}, list(self.rest)
+    def scaled(self, q, k, v, start, stop, factor):
+        """`attend` with its logits times a factor, None where the host's function takes no scale."""
+        if self.mask is not None or not takes_scale(self.own, q):
+            return None
+        scale = factor * self.kwargs.get("scale", q.shape[-1] ** -0.5)
+        return self._call(q, k, v, None, _subset(self.options, start, stop, self.rows) if self.rows == self.main else self.options, {"scale": scale})
+
+    def _call(self, q, k, v, mask, options, more={}):
+        local, rest = {**self.kwargs, "transformer_options": options, **more}, list(self.rest)
         if rest:
             rest[0] = mask
         elif mask is not None or "mask" in local:
             local["mask"] = mask
         inputs = (q, k, v) if self.reshaped else (_flat(q), _flat(k), _flat(v))
-        out = self.base(*inputs, self.heads, *rest, **{k_: x for k_, x in local.items() if k_ != "heads"})
+        local.pop("heads", None)
+        out = self.base(*inputs, self.heads, *rest, **local)
         return out if self.keep else _heads(out, self.heads)
 
     def result(self, out):
@@ -441,9 +469,7 @@ def _additive(mask, dtype):
 def _override(call, previous):
     """The attention override of one call: finds the layer, and runs the rows that carry edits through them."""
     def run(func, *args, **kwargs):
-        def base(*a, **k):
-            return previous(func, *a, **k) if previous is not None else func(*a, **k)
-
+        base = func if previous is None else functools.partial(previous, func)
         options = kwargs.get("transformer_options") or {}
         net = options.get("lodestar_net")
         if net is None:
@@ -467,25 +493,23 @@ def _override(call, previous):
         joined = net.get("joined") if site is not None and site.kind == "joint" else None
         if not (edited or looked or text or refine or joined is not None or (site is not None and shadow is not None)):
             return base(*args, **kwargs)
-        attention = _Attention(base, args, kwargs, options, main)
+        attention = _Attention(base, args, kwargs, options, main, func if previous is None else None)
         if site is not None:
             seen = references.attention(call, options, place["layer"], site.kind, attention.q, attention.k, attention.v, site.image) if looked else {}
-            more = {"batch": main // len(call.chunks(options)), "shared": seen, "partial": attention.mask is None}
+            more = {"layer": place["layer"], "batch": main // len(call.chunks(options)), "shared": seen, "partial": attention.mask is None}
             if looked and not edited and not text and shadow is None and joined is None:
                 return base(*args, **kwargs)
         if edited:
             if site.kind == "self" and q_tokens != k_tokens:
                 raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {site.layer} in parts (guides of different strength); "
                                  "attention edits do not support that. Set the guides' strength to 1 or remove the edit.")
-            net.setdefault("fired", set()).update((e, place["layer"]) for _, _, edits in groups for e in edits)
+            net.setdefault("fired", {}).setdefault(place["layer"], []).extend(edits for _, _, edits in groups)
             more["note"] = Noter(call, options, place["layer"], main)
             if "streams" in net:
                 more["streams"] = Streams(net, place["layer"], main)
             if any(e.unrotates for _, _, edits in groups for e in edits):
                 more["rotation"] = _rotation(call, place, net, attention.q)
-        if site is not None:
-            site = changed(site, **more)
-        return attention.result(_dispatch(call, attention, site, groups, shadow, appended if text else None, refine, joined))
+        return attention.result(_dispatch(call, attention, site, more if site is not None else {}, groups, shadow, appended if text else None, refine, joined))
     return eager(run)
 
 
@@ -501,8 +525,8 @@ def _rotation(call, place, net, q):
     return found
 
 
-def _dispatch(call, attention, site, groups, shadow, appended, refine, joined=None):
-    """Head outputs of one attention call that is edited, or that has keys or rows of ours in it."""
+def _dispatch(call, attention, site, more, groups, shadow, appended, refine, joined=None):
+    """Head outputs of one attention call that is edited, or that has keys or rows of ours in it. more: what the Site does not hold yet."""
     q, rows = attention.q, attention.rows
     if refine:
         return shadow.refine(q, attention.k, attention.v, attention.attend)
@@ -513,12 +537,12 @@ def _dispatch(call, attention, site, groups, shadow, appended, refine, joined=No
     k, v = attention.k, attention.v
     if site is None:
         return attention.attend(q, k, v, 0, rows)
-    site = changed(site, extra=_extra(pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
+    site = changed(site, **more, extra=_extra(pairs, attention.plain), mask=_additive(attention.mask, q.dtype))
     if shadow is not None:
         return shadow.attention(call, site, groups, q, k, v, attention.attend, site.layer)
     if joined is not None:
         return joined.attention(site, groups, attention, lambda g, a, s: _rows(g, a.q, a.k, a.v, a.attend, s, call, a.options))
-    return _rows(groups, q, k, v, attention.attend, site, call, attention.options)
+    return _rows(groups, q, k, v, attention.attend, site, call, attention.options, attention.scaled if attention.own else None)
 
 
 def shadow_rows(call, options, x, roles):
@@ -584,7 +608,7 @@ def check_fired(call, options):
     net = options.get("lodestar_net")
     if net is None or call.session.geometry.family == "unet" or not call.edited:
         return
-    wanted, fired = expected(call, options), net.get("fired", set())
+    wanted, fired = expected(call, options), {(e, layer) for layer, found in net.get("fired", {}).items() for edits in found for e in edits}
     records = vars(call.session)
     records.setdefault("edits_wanted", set()).update(edit for edit, _ in wanted)
     records.setdefault("edits_fired", set()).update(edit for edit, _ in fired)

@@ -37,7 +37,7 @@ class Call:
         # references (guidance.host.references): what is kept of them, how many chunks are still to be evaluated, whether they are evaluated ahead, the call's options
         self.bank, self.expected, self.ahead, self.options = {}, 0, False, None
         self.live, self.network, self._picked = None, None, {}      # the options of the network call that runs; its network, for edits of its features; layers of the block edits at this step
-        self._chunks = {}                       # what `chunks` found, by the chunks' names: every layer asks for it
+        self._chunks, self._tables = {}, {}     # what `chunks` and `_placed` found: every layer asks for it
         self._carried = (None, (), ())          # what `_of_plan` found
         self.notes = {}                         # {(edit, Branch): [(uuid, layer, tensor)]} of the readings
 
@@ -176,10 +176,16 @@ class Call:
 
     def chunks(self, options):
         """[(edits, window)] of a network call's chunks: the edits that their prompts carry, outermost first, and the part of the picture that they show."""
+        uuids, net = options.get("uuids"), options.get("lodestar_net")
+        kept = None if net is None or uuids is None else net.get("chunks")
+        if kept is not None and kept[0] is uuids:       # the list itself: every layer of a network call asks with the same one
+            return kept[1]
         forced = self.session.forced_role
-        key = (tuple(options.get("uuids") or ()), tuple(options.get("lodestar_chunks") or options.get("cond_or_uncond") or ()), None if forced is None else id(forced))
+        key = (tuple(uuids or ()), tuple(options.get("lodestar_chunks") or options.get("cond_or_uncond") or ()), None if forced is None else id(forced))
         if key not in self._chunks:
             self._chunks[key] = self._found(options)
+        if net is not None and uuids is not None:
+            net["chunks"] = uuids, self._chunks[key]
         return self._chunks[key]
 
     def _found(self, options):
@@ -206,9 +212,20 @@ class Call:
     def groups(self, options, rows, layer, kind):
         """[(start, stop, edits)] of a network call's rows at one layer. Chunks of other parts of the picture are groups of their own."""
         chunks = self.chunks(options)
-        here = [self.session.placed(edits, kind).get(layer, ()) for edits, _ in chunks]
+        tables = self._placed(chunks, kind)
+        if len(tables) == 1:
+            return [(0, rows // len(chunks) * len(chunks), tables[0].get(layer, ()))]
+        here = [table.get(layer, ()) for table in tables]
         labels = [(edits, window if edits else None) for edits, (_, window) in zip(here, chunks)]
         return [(start, stop, label[0]) for start, stop, label in merge_groups(labels, rows // len(chunks))]
+
+    def _placed(self, chunks, kind):
+        """Session.placed of each chunk; a single one where all chunks are alike."""
+        key = (id(chunks), kind)        # the lists are kept as long as the call, in _chunks
+        if key not in self._tables:
+            alike = all(chunk == chunks[0] for chunk in chunks)
+            self._tables[key] = [self.session.placed(edits, kind) for edits, _ in (chunks[:1] if alike else chunks)]
+        return self._tables[key]
 
     def window_at(self, options, row, rows):
         """The window of the chunk that a row belongs to."""

@@ -62,8 +62,11 @@ def recomputing(forward, contexts):
         if not any(values[i].requires_grad for i in places) or not torch.is_grad_enabled():
             return forward(*args, **kwargs)
 
+        # the host writes into one dict of options which block is running: the backward needs it as it is now
+        given, kept = [values], [dict(v) if isinstance(v, dict) else v for v in values]
+
         def skeleton(tensors):
-            filled = list(values)
+            filled = list(given[0])
             for i, t in zip(places, tensors):
                 filled[i] = t
             return filled
@@ -71,7 +74,9 @@ def recomputing(forward, contexts):
         def call(*filled):
             return forward(*filled[:len(args)], **dict(zip(names, filled[len(args):])))
         call.contexts = contexts
-        return _Recompute.apply(call, skeleton, *[values[i] for i in places])
+        out = _Recompute.apply(call, skeleton, *[values[i] for i in places])
+        given[0] = kept
+        return out
     run.recomputes, run.contexts = forward, contexts
     return run
 

@@ -24,8 +24,8 @@ def layers_of(model, method):
     return cls(found)
 
 
-def train(method, model, positive, latent, maps, groups):
-    """(Readout, loss at first, loss at last) of a TrainReadoutHead."""
+def train(method, model, positive, latent, maps, groups, moves=None):
+    """(Readout, loss at first, loss at last) of a TrainReadoutHead: maps, groups, or the moves within pairs."""
     if not wrappers():
         raise BadInput(method.title, "ComfyUI", "this version", "The features inside its networks cannot be read; use a ComfyUI of December 2024 or newer.")
     samples = samples_of(method.title, latent)
@@ -48,5 +48,5 @@ def train(method, model, positive, latent, maps, groups):
             return dict(seen)
 
         with torch.inference_mode(False):
-            return method.run(x0.clone().cpu(), maps, groups, features_of, p.sampling.percent_to_sigma, p.flow, ticker())
+            return method.run(x0.clone().cpu(), maps, groups, features_of, p.sampling.percent_to_sigma, p.flow, ticker(), moves)
     return probe(model, {"positive": positive}, latent, work, observers=(reader,), take=take)

@@ -122,6 +122,19 @@ def encoded(w, z):
     return [F.conv2d(maps[-1 - i // each], w[f"leave.{i}.weight"], w.get(f"leave.{i}.bias"), padding=1) for i in range(count)]
 
 
+def decoder_layers(lookup):
+    """[(place (up block, layer), name of the residual block that its skip connection enters, of the module behind which a layer ends, number)] of a U-Net's decoder in the order of execution."""
+    found, level = [], 0
+    while lookup(f"up_blocks.{level}.resnets.0") is not None:
+        layer = 0
+        while lookup(f"up_blocks.{level}.resnets.{layer}") is not None:
+            skip, behind = f"up_blocks.{level}.resnets.{layer}", f"up_blocks.{level}.attentions.{layer}"
+            found.append(((level, layer), skip, behind if lookup(behind) is not None else skip, len(found)))
+            layer += 1
+        level += 1
+    return found
+
+
 @frozen
 class LooksAtPixels(ModuleEdit):
     """The edit. names_: ((name of the module behind which a layer's transformer stands, of the residual block that its skip connection enters, place, number, heads), ...)."""
@@ -218,28 +231,21 @@ class PixelAwareAttention(Edit):
         lookup = facts.module_shapes
         if lookup is None:
             check_shapes(self.title, "weights", self.weights.name, facts, {})
-        held, places, number = None, [], 0
+        held, places = None, []
         if self.weights.encoder:
             samples = self.latent.get("samples") if isinstance(self.latent, dict) else None
             channels = self.weights.encoder["enter.weight"].shape[1]
             if not isinstance(samples, torch.Tensor) or getattr(samples, "is_nested", False) or samples.ndim != 4 or samples.shape[1] != channels:
                 raise BadInput(self.title, "latent", "nothing" if samples is None else f"a latent of {list(samples.shape)}", f"This file has an encoder of its own: connect the degraded picture's latent, with {channels} channels.")
             held = Held(facts.inward(samples))
-        wanted = {}
-        order = []
-        while lookup(f"up_blocks.{len(order)}.resnets.0") is not None:
-            level, layer = len(order), 0
-            while lookup(f"up_blocks.{level}.resnets.{layer}") is not None:
-                place, skip = (level, layer), f"up_blocks.{level}.resnets.{layer}"
-                behind = f"up_blocks.{level}.attentions.{layer}"
-                if place in self.weights.layers:
-                    width = self.weights.width(place)
-                    wanted[f"{skip}.conv2"] = (width, width, 3, 3)
-                    places.append((behind if lookup(behind) is not None else skip, skip, place, number, facts.heads(width)))
-                number, layer = number + 1, layer + 1
-            order.append(layer)
+        wanted, layers = {}, decoder_layers(lookup)
+        for place, skip, behind, number in layers:
+            if place in self.weights.layers:
+                width = self.weights.width(place)
+                wanted[f"{skip}.conv2"] = (width, width, 3, 3)
+                places.append((behind, skip, place, number, facts.heads(width)))
         check_shapes(self.title, "weights", self.weights.name, facts, wanted)
-        strange = [p for p in self.weights.layers if p[0] >= len(order) or p[1] >= order[p[0]]]
+        strange = [p for p in self.weights.layers if p not in [place for place, *_ in layers]]
         if strange:
             raise BadInput(self.title, "weights", self.weights.name, f"It was made for another model: it has up_blocks.{strange[0][0]}.pixel_attentions.{strange[0][1]}, and {facts.network} has no such layer.")
         return replace(self, weights=Placed(self.weights, held, tuple(places)))

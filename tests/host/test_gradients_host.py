@@ -170,3 +170,16 @@ def test_dreamguider_and_mpgd_never_go_back_through_the_network(lab):
             assert torch.isfinite(lab.sample(sampler(method))).all()
         assert count.backwards == count.graphs == wanted, method.title
         assert count.forwards >= 3
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("kind, layer", (("unet", "input.1"), ("flux", "double.0")))
+def test_edits_of_one_layer_are_the_same_by_both_routes(modern, kind, layer):
+    """A block that is computed again has the edits that it had: the host's options name another block by then."""
+    from lodestar.guidance.host.attach import attach
+    from lodestar.guidance.perturbation.pag import PerturbedAttentionGuidance
+    model = attach(modern.models[kind], PerturbedAttentionGuidance(scale=3.0, layers=layer))
+    found = [modern.euler(model=modern.guided(model, route), kind=kind) for route in ("network", "checkpoint")]
+    plain = modern.euler(model=model, kind=kind)
+    assert (found[0] - plain).abs().max() > 1e-4
+    assert (found[0] - found[1]).abs().max() <= 1e-4 * (found[0] - plain).abs().max() + 1e-5 * found[0].abs().max()

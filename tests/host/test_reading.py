@@ -1,4 +1,6 @@
 """Edits that change the network for all prompts, on small random networks of the real ComfyUI."""
+import os
+
 import pytest
 import torch
 
@@ -186,6 +188,20 @@ def test_entropy_at_the_training_size_is_bit_equal(lab, kind):
     assert (lab.run(lab.on(kind, "entropy", train_width=64), size=12) - lab.run(lab.models[kind], size=12)).abs().max() > 1e-4
     with pytest.raises(BadInput, match="train_width = 0"):
         lab.on(kind, "entropy", train_width=0)
+
+
+@pytest.mark.method("LodestarAttentionEntropyScaling")
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_entropy_by_the_scale_of_the_hosts_attention_is_that_of_multiplied_queries(lab, kind, monkeypatch):
+    from lodestar.guidance.host import attention_hooks, scales
+    usable(lab, kind)
+    taken = []
+    monkeypatch.setattr(attention_hooks, "takes_scale", lambda f, q: taken.append(scales.takes_scale(f, q)) or taken[-1])
+    own = lab.run(lab.on(kind, "entropy"), batch=2)
+    assert taken and len(set(taken)) == 1      # a host hands the scale on, or it does not
+    assert taken[0] or os.environ.get("LODESTAR_HOST_PLACE", "newest") != "newest"
+    monkeypatch.setattr(attention_hooks, "takes_scale", lambda f, q: False)
+    close(own, lab.run(lab.on(kind, "entropy"), batch=2), lab.base[kind])
 
 
 @pytest.mark.method("LodestarPLADIS")

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from lodestar.guidance.attention.readout_guidance import ReadoutGuidance
+from lodestar.guidance.loss.flow import Flow
 
 pytestmark = pytest.mark.method("LodestarReadoutGuidance", "LodestarTrainReadoutHead")
 BOTH = pytest.mark.parametrize("kind", ("unet", "flux"))
@@ -24,17 +25,17 @@ def trained(lab, kind, what="spatial"):
     if not lab.modern:
         pytest.skip("the features of this host's networks cannot be read")
     if (kind, what) not in lab.heads:
-        given = {"image": lab.image} if what == "spatial" else {"groups": "0, 1, 0, 1"}
+        given = {"image": lab.image} if what == "spatial" else {"groups": "0, 1, 0, 1"} if what == "appearance" else {"flow": Flow(torch.ones(2, 2, 64, 64))}
         with torch.inference_mode():
             lab.heads[kind, what] = lab.node("LodestarTrainReadoutHead", model=lab.models[kind], positive=lab.positive, latent=lab.latent, steps=3, batch=3, width=32, **given)[0]
     return lab.heads[kind, what]
 
 
 @BOTH
-@pytest.mark.parametrize("what", ("spatial", "appearance"))
+@pytest.mark.parametrize("what", ("spatial", "appearance", "correspondence"))
 def test_acts_by_entry_repeats_itself_and_off_is_the_model(lab, kind, what):
     given = {"image": lab.image[:1]} if what == "spatial" else {"reference": {"samples": lab.latent["samples"][:1]}}
-    given |= {"readout": trained(lab, kind, what), "end_percent": 1.0}
+    given |= {"readout": trained(lab, kind, what), "end_percent": 1.0, "drags": "0.2, 0.2 > 0.8, 0.8"}
     plain = lab.sample(lab.euler, kind, batch=2, steps=2)
     assert torch.equal(lab.sample(lab.euler, model=lab.attach(lab.models[kind], ReadoutGuidance(step_size=0.0, **given)), batch=2, steps=2), plain)
     model = lab.attach(lab.models[kind], ReadoutGuidance(step_size=0.1, **given))
@@ -91,7 +92,7 @@ def test_its_inputs_and_file(lab, monkeypatch, tmp_path):
     monkeypatch.setattr(weight_files._folders(), "get_output_directory", lambda: str(tmp_path))
     path, = lab.node("LodestarSaveReadoutHead", readout=readout, prefix="head")
     assert parse(load_file(path)).layers == readout.layers
-    for given in ({}, {"image": lab.image[:1]}, {"groups": "1"}, {"groups": "0, 1"}):
+    for given in ({}, {"image": lab.image[:1]}, {"groups": "1"}, {"groups": "0, 1"}, {"groups": "0, 1, 0, 1", "image": lab.image}, {"flow": Flow(torch.ones(4, 2, 8, 8))}):
         with pytest.raises(ValueError, match="Train Readout Head"):
             lab.node("LodestarTrainReadoutHead", model=lab.models["unet"], positive=lab.positive, latent=lab.latent, steps=1, **given)
     with pytest.raises(ValueError, match="Load Readout Head"):

@@ -23,13 +23,14 @@ QUICK = 4
 REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI", "temporal_attention_temperature": "2025 or newer"} | {name: "December 2024" for name in (      # what the host from PyPI cannot do, and says so
     "corrfill", "feature_correspondence_guidance", "glyph_adaptive_attention", "depth_guided_attention_injection", "attend_and_excite", "boxdiff",
     "layout_guidance", "scribble_guidance", "ctrl_x", "mutual_self_attention", "reference_attention", "stylealigned", "upsample_guidance",
-    "diffusion_posterior_sampling", "training_free_guidance", "unicon", "train_restoration_prior", "readout_guidance", "train_readout_head", "spectrum_regulated_super_resolution",
+    "diffusion_posterior_sampling", "training_free_guidance", "unicon", "train_restoration_prior", "readout_guidance", "readout_guidance_with_drags", "train_readout_head", "spectrum_regulated_super_resolution",
     "multi_scale_restoration")}
 REFUSED_BY_UNET = {"easycontrol": "need a network of the Flux type"}      # where the node says so
 SIZES = {"lodestar/side_by_side_canvas": (256, 128)}      # pictures that are larger than the latent that the example begins with
 # a weaker model made by a node for U-Nets; skip connections; cross-attention
 ONLY_UNET = ("model_pair_guidance", "freeu", "pladis", "decoupled_prompt", "adapter_attention_shaping", "directed_diffusion", "negative_away_steer_attention",
-             "structured_diffusion_guidance", "masked_subject_attention", "unicon", "temporal_attention_temperature", "degradation_guided_lora", "pixel_aware_attention", "readout_guidance",
+             "structured_diffusion_guidance", "masked_subject_attention", "unicon", "temporal_attention_temperature", "degradation_guided_lora", "pixel_aware_attention", "block_wise_semantics", "readout_guidance",
+             "readout_guidance_with_drags",
              "multi_scale_restoration", "guided_decode")
 
 

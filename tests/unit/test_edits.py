@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lodestar.guidance.attention.edits import AttentionEdit, AttentionObserver, Site, apply_rows, chain, merge_groups
+from lodestar.guidance.attention.edits import AttentionEdit, AttentionObserver, Site, apply_rows, by_groups, chain, merge_groups, tempered
 from lodestar.guidance.attention.nag import NegativeAttention, normalised
 from lodestar.guidance.perturbation.pag import IdentitySelfAttention, PerturbedAttentionGuidance
 from lodestar.guidance.method import NEGATIVE, POSITIVE, Branch, Step
@@ -176,3 +176,58 @@ def test_messages_call_an_edit_by_its_nodes_title():
     from lodestar.guidance.attention.regional import RegionalAttention
     assert [titled(e()) for e in (DirectedAttention, SteerAway, RegionalAttention)] == ["Directed Diffusion", "Negative-Away Steer Attention", "Regional Prompts"]
     assert titled(SkipBlock()) == "SkipBlock"      # serves several nodes
+
+
+def test_a_factor_on_the_logits_goes_to_the_networks_scale_where_it_has_one():
+    q, k, v = qkv(rows=4)
+    asked = []
+
+    class Sharper(AttentionEdit):
+        def apply(self, site, q, k, v, attend):
+            return tempered(attend, q, k, v, 1.5)
+
+    class Watch(AttentionObserver):
+        def observe(self, site, q, k):
+            asked.append(q)
+
+    def base(q, k, v, start, stop, bias=None):
+        return F.scaled_dot_product_attention(q, k, v, bias)
+
+    def scaled(q, k, v, start, stop, factor):
+        asked.append((start, stop, factor))
+        return F.scaled_dot_product_attention(q, k, v, scale=factor * q.shape[-1] ** -0.5)
+
+    def run(edits, own):
+        asked.clear()
+        return by_groups(merge_groups([edits, ()], 2), q, k, v, base, lambda start, stop: Site("self", None), own)
+
+    wanted = torch.cat((attend(q[:2] * 1.5, k[:2], v[:2]), attend(q[2:], k[2:], v[2:])))
+    torch.testing.assert_close(run((Sharper(),), scaled), wanted)
+    assert asked == [(0, 2, 1.5)]
+    assert torch.equal(run((Sharper(),), None), wanted)
+    torch.testing.assert_close(run((Sharper(),), lambda *a: None), wanted)
+    torch.testing.assert_close(run((Sharper(), Watch()), scaled), wanted)      # what stands further in sees the queries that count
+    assert torch.equal(asked[0], q[:2] * 1.5)
+    assert tempered(lambda *a: a, q, k, v, 1.0)[0] is q
+
+
+def test_only_functions_that_use_a_scale_are_given_one():
+    from lodestar.guidance.host.scales import takes_scale
+
+    def named(function):
+        function.__module__, function.__qualname__ = "comfy.ldm.modules.attention", function.__name__
+        return function
+
+    def heedful(q, k, v, heads, scale=None):
+        return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=scale)[:, 0]
+
+    def deaf(q, k, v, heads, **kwargs):
+        return heedful(q, k, v, heads)
+
+    def strict(q, k, v, heads):
+        return heedful(q, k, v, heads)
+
+    q = qkv(dim=8)[0]
+    assert not takes_scale(heedful, q) and not takes_scale(None, q)      # not the host's own
+    assert takes_scale(named(heedful), q) and takes_scale(heedful, q.to(torch.bfloat16))
+    assert not takes_scale(named(deaf), q) and not takes_scale(named(strict), q)

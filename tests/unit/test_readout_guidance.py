@@ -4,11 +4,12 @@ import dataclasses
 import pytest
 import torch
 
+from lodestar.guidance.attention import drags
 from lodestar.guidance.attention.properties import ResidualGraph
 from lodestar.guidance.attention.readout_guidance import Adam, ReadoutGuidance, as_map
 from lodestar.guidance.gradients import plain_context
 from lodestar.guidance.method import BadInput
-from lodestar.guidance.training.readout import Readout, ReadoutHead, TrainReadoutHead, parse, settled, triplet
+from lodestar.guidance.training.readout import Readout, ReadoutHead, TrainReadoutHead, matched, parse, settled, triplet
 from lodestar.tests.toys import a_step, gaussian, levels
 
 GUIDANCE, TRAIN = pytest.mark.method("LodestarReadoutGuidance"), pytest.mark.method("LodestarTrainReadoutHead")
@@ -183,3 +184,80 @@ def test_a_head_of_appearance_tells_groups_apart():
     assert last < first and float(own) > float(other) + 0.3
     three = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [1, 0], [0, 1]]), dim=1)
     assert float(triplet(three, 0.5)) == 0 and float(triplet(three[[0, 2, 1]], 0.5)) == pytest.approx(1.5)
+
+
+@GUIDANCE
+def test_drags_are_read_and_what_is_none_is_said():
+    two, one = drags.parse("0.25, 0.5 > 0.75 0.5; 0,0>1,1 | 0.1,0.2 > 0.3,0.4\n", "x")
+    assert torch.equal(two, torch.tensor([[0.25, 0.5, 0.75, 0.5], [0, 0, 1, 1]])) and one.tolist() == [pytest.approx([0.1, 0.2, 0.3, 0.4])]
+    for wrong in ("", "0.5, 0.5", "0,0 > 1", "0,0 > 1,1,1", "0,0 > 1,1.5", "0,0 > a,1", "0,0 > 1,nan", "0,0 > 1,1 |", "0 > 0,1,1"):
+        with pytest.raises(BadInput, match="drags"):
+            drags.parse(wrong, "x")
+    assert drags.disc(0.0, 8, 8).tolist() == [[0, 0]]
+    assert len(drags.disc(0.125, 8, 8)) == 5 and len(drags.disc(0.125, 8, 4)) == 5      # a cell to each side
+    assert drags.disc(0.125, 8, 4).abs().amax(0).tolist() == [0.25, 0.125]
+
+
+@GUIDANCE
+def test_what_has_moved_along_is_in_place():
+    """Of vectors that were shifted by whole cells nothing is misplaced; those that stayed are half right with ghost 1, and wrong by what they differ."""
+    reference = torch.nn.functional.normalize(torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(0)), dim=0)
+    moved = reference.roll((1, 3), (1, 2))
+    drag = torch.tensor([[2.5 / 8, 3.5 / 8, 5.5 / 8, 4.5 / 8]])
+    assert float(drags.misplaced(moved, reference, drag, 0.13, 0.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(drags.misplaced(reference, reference, drag, 0.13, 1.0)) == pytest.approx(1.0, abs=1e-6)
+    alike = 0.5 + 0.5 * float((reference[:, 4, 5] * reference[:, 3, 2]).sum())
+    assert float(drags.misplaced(reference, reference, drag, 0.0, 0.25)) == pytest.approx(0.75 * (1 - alike) + 0.25, abs=1e-5)
+
+
+@GUIDANCE
+def test_a_drag_lowers_its_loss_by_entry_and_only_where_the_mask_lets_it():
+    x, other = (torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    step, readout = a_step(x, 0.5, sigmas=levels(False, 6)), head("correspondence", 8)
+    step.host = Host(step, other)
+    given = dict(reference={"samples": other}, step_size=0.01, drags="0.2,0.2 > 0.8,0.8 | 0.5,0.2 > 0.5,0.8; 0.1,0.1 > 0.2,0.3")
+    method, state = method_of(readout, **given), {}
+    moved = method.moved(step, state)
+    wanted = read(readout, other, 0.5)
+    torch.testing.assert_close(state["reference"], wanted)
+    assert wanted.shape == (2, 8, 8, 8)
+    torch.testing.assert_close(wanted.norm(dim=1), torch.ones(2, 8, 8))
+    loss = lambda at: torch.stack([drags.misplaced(a, b, d, 0.06, 0.5) for a, b, d in zip(read(readout, at, 0.5), wanted, method.dragged(2))])
+    assert (loss(moved) < loss(x)).all()
+    left = torch.zeros(1, 8, 8)
+    left[..., :4] = 1
+    part = method_of(readout, mask=left, **given).moved(step, {})
+    assert torch.equal(part[..., 4:], x[..., 4:]) and torch.equal(part[..., :4], moved[..., :4])
+    with pytest.raises(BadInput, match="those of 2 pictures"):
+        method.dragged(3)
+    for wrong in ({"reference": None}, {"drags": ""}):
+        with pytest.raises(BadInput, match=next(iter(wrong))):
+            method_of(readout, **{**given, **wrong})
+
+
+@TRAIN
+def test_a_head_of_correspondence_finds_places_again():
+    """Pictures in pairs, the second one shifted: after the training most places are found where they went, of pictures that it has not seen."""
+    g = torch.Generator().manual_seed(0)
+
+    def made(n):
+        first, move = torch.randn(n, 2, 8, 8, generator=g), torch.randint(-2, 3, (n, 2), generator=g)
+        second = torch.stack([a.roll((int(m[1]), int(m[0])), (1, 2)) for a, m in zip(first, move)])
+        return torch.stack((first, second), 1).flatten(0, 1), move[:, :, None, None].expand(-1, -1, 8, 8).float()
+    x0, moves = made(8)
+    method = TrainReadoutHead(steps=40, batch=8, width=32, rate=0.01)
+    readout, first, last = method.run(x0, None, None, features_of, lambda p: 0.05, moves=moves)
+    assert (readout.kind, parse(readout.tensors()).kind) == ("correspondence", "correspondence") and last < 0.7 * first
+    x0, moves = made(6)
+    h = read(readout, x0, 0.05)
+    found = torch.einsum("nchw,ncij->nhwij", h[::2], h[1::2]).flatten(3).argmax(3)
+    y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    to = torch.stack((x + moves[:, 0], y + moves[:, 1]), -1)
+    inside = ((to >= 0) & (to < 8)).all(-1)
+    right = (found == to[..., 1] * 8 + to[..., 0])[inside].float().mean()
+    assert right > 0.6
+    same = torch.nn.functional.normalize(torch.eye(16), dim=0).view(1, 16, 4, 4).expand(2, -1, -1, -1)
+    still = torch.zeros(1, 2, 4, 4)
+    assert float(matched(same, still, torch.tensor(100.0), g)) == pytest.approx(0.0, abs=1e-4)
+    assert float(matched(same, still + 1, torch.tensor(100.0), g)) == pytest.approx(100.0, rel=0.01)
+    assert float(matched(same, still + 9, torch.tensor(100.0), g)) == 0      # all have left the picture

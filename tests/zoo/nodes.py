@@ -112,6 +112,15 @@ class Bench:
         unet = geometry.family == "unet" and not geometry.temporal
         return {"weights": parse(pixel_file(self.specimen.net, self.latent["samples"].shape[1]), "random", "file") if unet else PixelAttention({}, {}), "latent": self.latent}
 
+    def block_semantics(self):
+        """Random block-wise semantics for the specimen's layers, empty ones where it is no U-Net of pictures."""
+        from ...guidance.host.geometry import of_network
+        from ...guidance.inverse.block_semantics import BlockSemantics, parse
+        from ..pairs import semantics_file
+        geometry = of_network(self.specimen.net)
+        unet = geometry.family == "unet" and not geometry.temporal
+        return {"weights": parse(semantics_file(self.specimen.net, geometry), "random", "file") if unet else BlockSemantics({}, {}, {}, {}, {}), "image": self.map}
+
     def words(self):
         self.positive, found, _ = self.node("LodestarPromptWords", clip=self.clip, text=TEXT, words="red ball, blue cube")
         return {"words": found}
@@ -144,6 +153,7 @@ GIVEN = {
     "LodestarAttendAndExcite": lambda b, m: {**WHOLE, **b.words(), "step_size": 200.0, "iterations": 1},
     "LodestarSpatialWordAttention": lambda b, m: {**WHOLE, **b.words()},
     "LodestarAttentionEntropyScaling": lambda b, m: {**WHOLE, "train_width": 32, "train_height": 32},
+    "LodestarBlockWiseSemantics": lambda b, m: {**WHOLE, **b.block_semantics()},
     "LodestarBlurGuidance": lambda b, m: WHOLE,
     "LodestarBoxDiff": lambda b, m: {**WHOLE, **b.regions(), "step_size": 200.0, "iterations": 1},
     "LodestarSemanticDiffusionGuidance": lambda b, m: {**WHOLE, "encoder": b.encoder(), "reference": {"samples": b.latent["samples"] + 2}, "scale": 20.0},
