@@ -70,7 +70,8 @@ Load Checkpoint (model.diffusion_model..., first_stage_model..., cond_stage_mode
 
 The authors sample with the averaged weights of their U-Net (model_ema..., whose names have lost their dots): put them in place of model.diffusion_model.... Other widths are read as they are; tokens are those of one chunk of text.
 
-The bundled file is for the demo model "degrading": scenes with haze, rain, snow, motion blur, low light or raindrops. It was trained by demo/train_degrading.py. Its text encoder has no words for the kinds; two words of its vocabulary stand
+The bundled file is for the demo model "degrading": scenes with haze, rain, snow, motion blur, low light or raindrops. It was trained by demo/train_degrading.py for 220 steps: after so short a training it keeps the scene but draws next to nothing of the degradation, and does not follow the level
+(haze of a mean of 0.05 and of 0.35 asked for: 0.06 both times, on one scene at cfg 1, image_scale 1, 8 steps). Its text encoder has no words for the kinds; two words of its vocabulary stand
 for each (haze "in in", rain "of of", snow "to to", motion blur "at at", low light "below below", raindrops "above above"), which Degradation Synthesis puts behind the text.
 """,
     ),
@@ -120,7 +121,7 @@ would have to invent. Clean pictures of another size are brought to that of the 
 - encoders.I.J, middle_blks.J, decoders.I.J: blocks with conv1 to conv5, sca.1, norm1, norm2 (weight and bias), beta and gamma [1, channels, 1, 1]
 - downs.I (weight and bias), ups.I.0.weight
 
-How many blocks there are and their width the file says. Pictures go in and out in [-1, 1] inside. The bundled file (width 12) is for the VAE of the demo models; it was trained by demo/train_structure.py.
+How many blocks there are and their width the file says. Pictures go in and out in [-1, 1] inside. The bundled file (width 12) is for the VAE of the demo models; it was trained by demo/train_structure.py: 36.8 dB in place of 36.3 from the true degraded picture, on 16 fresh ones.
 """,
     ),
 )
