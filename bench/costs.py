@@ -34,7 +34,7 @@ class Timed:
         self.pairs = []      # [(seconds, seconds of the base beside it)]
 
 
-def _clock():
+def clock_of_runs():
     """On one CPU thread the process's own time, which other work on the machine moves less; else the clock's."""
     return time.perf_counter if host.on_gpu() or torch.get_num_threads() > 1 else time.process_time
 
@@ -62,7 +62,7 @@ def time_all(ways, repeats, bar):
 
 def _timed(way):
     """(seconds, what it returned) of one run."""
-    clock = _clock()
+    clock = clock_of_runs()
     if host.on_gpu():
         torch.cuda.synchronize()
     begin = clock()
@@ -97,13 +97,18 @@ def median_interval(values, level=0.9):
     return -math.inf, math.inf
 
 
+def paired(way):
+    """The interval of the median of a row's pairs."""
+    return median_interval([a / b for a, b in way.pairs])
+
+
 def verdict(way, ratio):
     """Whether a row keeps its promise: True, False, or "open"; None without a promise."""
     if way.limit is None:
         return None
     if not way.pairs:
         return ratio <= way.limit
-    low, high = median_interval([a / b for a, b in way.pairs])
+    low, high = paired(way)
     return True if high <= way.limit else False if low > way.limit else "open"
 
 
@@ -252,7 +257,7 @@ def measure(name, ways, options, steps=None):
                         "seconds_per_step": round(statistics.median(way.seconds) / (steps or options.steps), 5), "evaluations": way.evaluations,
                         "peak_bytes": way.peak, "limit": way.limit, "kept": verdict(way, ratio), "pairs": len(way.pairs)})
         if way.pairs:
-            records[-1]["interval"] = [round(x, 4) for x in median_interval([a / b for a, b in way.pairs])]
+            records[-1]["interval"] = [round(x, 4) for x in paired(way)]
     return records
 
 
@@ -261,7 +266,8 @@ def merged(old, name, records, settings):
     kept, before = {r["label"]: r for r in old.get("networks", {}).get(name, ())}, old.get("settings", {}).get(name, settings)
     if any(before[k] != settings[k] for k in ("steps", "batch")):
         raise SystemExit(f"error: {name} was measured with {before['steps']} steps and batch {before['batch']}; give the same, or measure all methods.")
-    return list((kept | {r["label"]: r for r in records if r["label"] not in BASES or r["label"] not in kept}).values()), before
+    other = {} if before["repeats"] == settings["repeats"] else {"repeats": settings["repeats"]}
+    return list((kept | {r["label"]: r | other for r in records if r["label"] not in BASES or r["label"] not in kept}).values()), before
 
 
 def run(options, version):
@@ -310,6 +316,7 @@ def write_page(out):
             promise = "" if r["limit"] is None else f"at most {r['limit']:g}: {r['kept'] if r['kept'] == 'open' else 'kept' if r['kept'] else 'not kept'}" + (
                 " (median of {} pairs in [{:.3f}, {:.3f}])".format(r["pairs"], *r["interval"]) if r.get("pairs") else "")
             memory = f"{r['peak_bytes'] / 2**20:.0f} MiB" if r["peak_bytes"] else ""
-            rows.append((r["label"], f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}] x {r['base']}", f"{1000 * r['seconds_per_step']:.1f} ms", f"{r['evaluations']:g}", " ".join(x for x in (promise, memory) if x)))
+            repeats = f"{r['repeats']} repeats" if "repeats" in r else ""
+            rows.append((r["label"], f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}] x {r['base']}", f"{1000 * r['seconds_per_step']:.1f} ms", f"{r['evaluations']:g}", " ".join(x for x in (promise, memory, repeats) if x)))
         lines += [f"## {name}", "", "{steps} steps, {repeats} repeats, batch {batch}.".format(**data["settings"][name]), "", store.table(("", "time per step", "median", "evaluations", ""), rows)]
     (out / "costs.md").write_text("\n".join(lines), encoding="utf-8")

@@ -5,12 +5,12 @@ import gc
 import json
 import statistics
 import sys
-import time
 from contextlib import contextmanager
 
 import torch
 
 from . import host
+from .costs import clock_of_runs
 from .store import table
 
 LIMIT = 1.6      # peak of a checkpointed gradient through the network, in peaks of a plain step, weights included
@@ -106,22 +106,22 @@ class Bench:
 
     def costs(self, repeats):
         """Time, memory and passes of the three costs, each beside the plain step; without repeats the time is that of the run whose memory is watched."""
-        runs = [(label, self.guided(route)) for label, route in WAYS]
+        runs, clock = [(label, self.guided(route)) for label, route in WAYS], clock_of_runs()
         seconds = {label: [] for label, _ in runs}
         for r in range(repeats + 1 if repeats else 0):
             for label, model in runs:
-                begin = time.perf_counter()
+                begin = clock()
                 self.run(model)
                 if host.on_gpu():
                     torch.cuda.synchronize()
                 if r:
-                    seconds[label].append((time.perf_counter() - begin) / self.steps)
+                    seconds[label].append((clock() - begin) / self.steps)
         rows, weights = [], weights_of(self.model)
         for label, model in runs:
             with Counter(self.model.model.diffusion_model) as count, watched() as memory:
-                begin = time.perf_counter()
+                begin = clock()
                 self.run(model, steps=1)
-                took = time.perf_counter() - begin
+                took = clock() - begin
             if not repeats:
                 seconds[label].append(took)
             ratios = sorted(a / b for a, b in zip(seconds[label], seconds["plain step"]))
@@ -149,7 +149,7 @@ def samplers(bench, repeats):
     """Which samplers go back through the network: passes, memory and time, each beside Euler."""
     from .. import nodes
     from ..guidance.host.sampler_inverse import sampler as made
-    definitions = nodes.definitions()
+    definitions, clock = nodes.definitions(), clock_of_runs()
     found, runs = [], []
     for label, node_id, given in SAMPLERS:
         if node_id is None:
@@ -166,10 +166,10 @@ def samplers(bench, repeats):
     seconds = {label: [] for label, _ in runs}
     for r in range(repeats + 1):
         for label, sampler in runs:
-            begin = time.perf_counter()
+            begin = clock()
             bench.run(sampler=sampler)
             if r:
-                seconds[label].append(time.perf_counter() - begin)
+                seconds[label].append(clock() - begin)
     for label, sampler in runs:
         with Counter(bench.model.model.diffusion_model) as count, watched() as memory:
             bench.run(sampler=sampler)
@@ -197,30 +197,36 @@ def run(args, version):
     path = args.out / "gradients.json"
     old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     data = {"about": {"version": version, "device": host.device_name()}, "networks": old.get("networks", {}), "samplers": old.get("samplers", []), "growth": old.get("growth")}
+
+    def save():
+        args.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        (args.out / "gradients.md").write_text(page(data), encoding="utf-8")
     if not args.no_demo:
-        for generator in ("unet", "dit"):
+        for generator in ("unet", "dit") if args.generator == "both" else (args.generator,):
             subject = Subject(generator)
             captions = ("a red circle", "")
             bench = Bench(f"bundled {generator}", subject.model, lambda i, s=subject: s.encode([captions[i - 1]]), (16, 16, 16), args.steps)
             data["networks"][bench.name] = bench.costs(args.repeats)
+            save()
             if generator == "unet":
                 data["samplers"] = samplers(bench, args.repeats)
-                data["growth"] = bench.growth()
+                save()
+                data["growth"] = bench.growth(args.growth) if args.growth else data["growth"]
+                save()
     if args.sd15 or host.on_gpu():
         from . import large
         patcher, prompt, shape = large.sd15()
         bench = Bench(f"SD1.5 size, {str(patcher.model.get_dtype()).removeprefix('torch.')}, latent {shape[1]} x {shape[2]}", patcher, prompt, shape, args.steps)
         data["networks"][bench.name] = bench.costs(args.repeats if host.on_gpu() else 0)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    (args.out / "gradients.md").write_text(page(data), encoding="utf-8")
+    save()
 
 
 def page(data):
     """The measurements as Markdown."""
     mib = lambda n: f"{n / 2 ** 20:.1f} MiB" if n < 2 ** 30 else f"{n / 2 ** 30:.2f} GiB"
     lines = ["# Gradients", "", "Written by `./scripts/bench gradients` on {device}, host ComfyUI {version}. Universal Guidance with a loss of the latent itself (no decoder), CFG, one picture. "
-             "Times: medians of the ratios to the plain step within interleaved repeats, in brackets the extremes (on the CPU the large network is run once). Memory: what is allocated at once in a step, beside the weights, and with them.".format(**data["about"]), ""]
+             "Times: medians of the ratios to the plain step within interleaved repeats (on one CPU thread the process's own time), in brackets the extremes (on the CPU the large network is run once). Memory: what is allocated at once in a step, beside the weights, and with them.".format(**data["about"]), ""]
     for name, network in data["networks"].items():
         rows = []
         for r in network["rows"]:

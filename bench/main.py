@@ -56,10 +56,12 @@ def parser():
     t.add_argument("--tasks", nargs="+", default=(), metavar="TASK", help="names of tasks (all without)")
     t.add_argument("--fresh", action="store_true", help="restore again what is in the cache")
     g = sub.add_parser("gradients", help="memory and time of the three costs of a gradient", description="Writes docs/effects/gradients.json and gradients.md. What is left out stays as it was.")
+    g.add_argument("--generator", choices=("unet", "dit", "both"), default="both", help="the bundled models to measure (default both; samplers and growth are the U-Net's)")
     g.add_argument("--steps", type=_count(2), default=4, help="sampler steps per run (default 4)")
     g.add_argument("--repeats", type=_count(1), default=3, help="interleaved repeats (default 3)")
     g.add_argument("--sd15", action="store_true", help="also a random-weight U-Net of the size of SD1.5 (3.4 GB); with a GPU always")
     g.add_argument("--no-demo", action="store_true", help="leave the bundled models out")
+    g.add_argument("--growth", type=_count(0), default=100, help="steps of the long runs whose memory is watched (default 100; 0 leaves them out; minutes on a CPU)")
     for s in (e, c, q, t):
         s.add_argument("--batch", type=_count(1), default=16 if s is e else 4, help="pictures per batch")
     for s in (e, c, r, x, k, q, g, t):

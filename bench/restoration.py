@@ -289,7 +289,7 @@ def page(data):
              "average or darken (`scale` in the tables). Blind Posterior Sampling is not told the operator, but one of its kind with other parameters: a Gaussian of 3 in place of 5 pixels, a movement of 13 pixels along "
              "the rows for 25 at 30 degrees, one of 9 for a cross, a gain of 0.5 for 0.2. Exposure Diffusion has a network of its own and no model.", "",
              "- PSNR in dB, of all pixels: it favours blurred pictures where much is lost.",
-             "- features: distance of the measuring network's maps from the truth's, as a share of their size.",
+             "- features: distance of the measuring network's maps from the truth's, as a share of their size. A picture that is not finite counts as gray: here 6.57 dB, features of 1.00.",
              "- correct: the measuring network reads the scene's objects and their relation in the picture. s: CPU seconds per picture.", "", "## PSNR", "", grid("psnr", 1), "## Features", "", grid("feature", 2)]
     for k in kinds:
         rows = []

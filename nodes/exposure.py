@@ -27,7 +27,8 @@ def _load(file):
 def _expose(image, network=None, **values):
     from ..demo.exposure import network as bundled
     method = ExposureDiffusion(network=network if network is not None else bundled(), **values).validate()
-    estimates = method.restored(image[..., :3].movedim(-1, 1).float())
+    from ..guidance.host.exposure import exposed
+    estimates = exposed(method, image[..., :3].movedim(-1, 1).float())
     shown = [u.movedim(1, -1).clamp(0, 1).contiguous() for u in estimates]
     return shown[0], shown[-1]
 

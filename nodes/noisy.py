@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from ..guidance.training.classifier import TrainNoiseAwareClassifier
 from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
+from ._kept import reader, written
 
 EXAMPLES, PREDICTOR = "LODESTAR_EXAMPLES", "LODESTAR_PREDICTOR"
 SERVES = TrainNoiseAwareClassifier.node_id
@@ -53,32 +54,19 @@ def _train(model, **values):
     return Shown((predictor, text), text)
 
 
-def _files():
-    from ..guidance.host.weight_files import names
-    return [BUNDLED, *names()]
-
-
 BUNDLED = "bundled: backgrounds of the demo scenes"
 
 
-def _load(file):
-    from ..guidance.host.weight_files import load
-    from ..guidance.method import BadInput
+def _parse():
     from ..guidance.training.predictor import parse
-    title = "Load Noise-Aware Classifier"
-    if file == BUNDLED:
-        from ..demo.weights_file import read
-        return (parse(read("noisy_backgrounds")),)
-    try:
-        return (parse(load(title, "file", file)),)
-    except ValueError as error:
-        raise BadInput(title, "file", file, str(error)) from error
+    return parse
+
+
+_files, _load = reader("Load Noise-Aware Classifier", {BUNDLED: "noisy_backgrounds"}, _parse)
 
 
 def _save(classifier, prefix):
-    from ..guidance.host.weight_files import save
-    path = save("Save Noise-Aware Classifier", "prefix", prefix, classifier.tensors(), {"format": "lodestar noise-aware classifier 1"})
-    return Shown((path,), path)
+    return written("Save Noise-Aware Classifier", classifier, prefix, "noise-aware classifier")
 
 
 NODES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 from ..guidance.loss.semantic_diffusion import SemanticDiffusionGuidance
 from ..guidance.training.noisy_encoder import TrainNoiseAwareEncoder
 from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
+from ._kept import reader, written
 
 ENCODER = "LODESTAR_NOISY_ENCODER"
 BUNDLED = "bundled: demo scenes, after the demo scene encoder"
@@ -44,28 +45,16 @@ def _guide(model, encoder, text="", clip=None, clip_vision=None, reference=None,
     return attach(model, SemanticDiffusionGuidance(encoder=encoder, texts=texts, reference=known, **values))
 
 
-def _files():
-    from ..guidance.host.weight_files import names
-    return [BUNDLED, *names()]
-
-
-def _load(file):
-    from ..guidance.host.weight_files import load
-    from ..guidance.method import BadInput
+def _parse():
     from ..guidance.training.noisy_encoder import parse_encoder
-    if file == BUNDLED:
-        from ..demo.weights_file import read
-        return (parse_encoder(read("noisy_encoder")),)
-    try:
-        return (parse_encoder(load(LOADER, "file", file)),)
-    except ValueError as error:
-        raise BadInput(LOADER, "file", file, str(error)) from error
+    return parse_encoder
+
+
+_files, _load = reader(LOADER, {BUNDLED: "noisy_encoder"}, _parse)
 
 
 def _save(encoder, prefix):
-    from ..guidance.host.weight_files import save
-    path = save(SAVER, "prefix", prefix, encoder.tensors(), {"format": "lodestar noise-aware encoder 1"})
-    return Shown((path,), path)
+    return written(SAVER, encoder, prefix, "noise-aware encoder")
 
 
 NODES = (

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from ..guidance.training.readout import TrainReadoutHead
 from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
+from ._kept import reader, written
 
 READOUT = "LODESTAR_READOUT"
 SHAPES = "bundled: shapes of the demo scenes, for the demo U-Net"
@@ -41,30 +42,16 @@ def _train(model, positive, latent, channels, image=None, groups="", flow=None, 
     return Shown((readout, text), text)
 
 
-def _files():
-    from ..guidance.host.weight_files import names
-    return [*BUNDLED, *names()]
-
-
-def _load(file):
-    from ..guidance.host.weight_files import load
-    from ..guidance.method import BadInput
+def _parse():
     from ..guidance.training.readout import parse
-    if file in BUNDLED:
-        from ..demo.weights_file import read
-        return (parse(read(BUNDLED[file])),)
-    try:
-        return (parse(load("Load Readout Head", "file", file)),)
-    except ValueError as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput("Load Readout Head", "file", file, str(error)) from error
+    return parse
+
+
+_files, _load = reader("Load Readout Head", BUNDLED, _parse)
 
 
 def _save(readout, prefix):
-    from ..guidance.host.weight_files import save
-    path = save("Save Readout Head", "prefix", prefix, readout.tensors(), {"format": "lodestar readout head 1"})
-    return Shown((path,), path)
+    return written("Save Readout Head", readout, prefix, "readout head")
 
 
 NODES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 from ..guidance.particles.learned_value import LearnedValueDecoding
 from ..guidance.training.value import TrainValueFunction
 from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
+from ._kept import reader, written
 from .particles import _sampler
 
 VALUE = "LODESTAR_VALUE"
@@ -22,28 +23,16 @@ def _train(model, **values):
     return Shown((function, text), text)
 
 
-def _files():
-    from ..guidance.host.weight_files import names
-    return [BUNDLED, *names()]
-
-
-def _load(file):
-    from ..guidance.host.weight_files import load
-    from ..guidance.method import BadInput
+def _parse():
     from ..guidance.training.value import parse
-    if file == BUNDLED:
-        from ..demo.weights_file import read
-        return (parse(read("value_contrast")),)
-    try:
-        return (parse(load(LOADER, "file", file)),)
-    except ValueError as error:
-        raise error if isinstance(error, BadInput) else BadInput(LOADER, "file", file, str(error)) from error
+    return parse
+
+
+_files, _load = reader(LOADER, {BUNDLED: "value_contrast"}, _parse)
 
 
 def _save(value, prefix):
-    from ..guidance.host.weight_files import save
-    path = save("Save Value Function", "prefix", prefix, value.tensors(), {"format": "lodestar value function 1"})
-    return Shown((path,), path)
+    return written("Save Value Function", value, prefix, "value function")
 
 
 _VALUE = Output(VALUE, "value", "For SVDD Sampler with Learned Value.")
