@@ -177,7 +177,7 @@ def test(arguments: list[str]) -> int:
         for host, python in prepared if host_paths else []:
             page = _envs.frontend(host) if os.path.isdir(os.path.join(ROOT, "tests", "browser")) else None
             place = "newest" if named else _hosts.place(host, [h for h, _ in prepared])
-            env = _environment(host, **one, LODESTAR_HOST_PLACE=place, **({"LODESTAR_HOST_PAGE": page} if page else {}))
+            env = _environment(host, **one, LODESTAR_HOST_PLACE=place, LODESTAR_CONFORMANCE="all" if named else "part", **({"LODESTAR_HOST_PAGE": page} if page else {}))
             parts = [(", in part" if place == "between" else "", host_paths, [])]
             if many and not named and place != "between":      # several jobs, so that no core is idle for long at the end
                 served = tuple(os.path.join(ROOT, p) for p in SERVED)
