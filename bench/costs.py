@@ -266,7 +266,8 @@ def merged(old, name, records, settings):
     kept, before = {r["label"]: r for r in old.get("networks", {}).get(name, ())}, old.get("settings", {}).get(name, settings)
     if any(before[k] != settings[k] for k in ("steps", "batch")):
         raise SystemExit(f"error: {name} was measured with {before['steps']} steps and batch {before['batch']}; give the same, or measure all methods.")
-    return list((kept | {r["label"]: r for r in records if r["label"] not in BASES or r["label"] not in kept}).values()), before
+    other = {} if before["repeats"] == settings["repeats"] else {"repeats": settings["repeats"]}
+    return list((kept | {r["label"]: r | other for r in records if r["label"] not in BASES or r["label"] not in kept}).values()), before
 
 
 def run(options, version):
@@ -315,6 +316,7 @@ def write_page(out):
             promise = "" if r["limit"] is None else f"at most {r['limit']:g}: {r['kept'] if r['kept'] == 'open' else 'kept' if r['kept'] else 'not kept'}" + (
                 " (median of {} pairs in [{:.3f}, {:.3f}])".format(r["pairs"], *r["interval"]) if r.get("pairs") else "")
             memory = f"{r['peak_bytes'] / 2**20:.0f} MiB" if r["peak_bytes"] else ""
-            rows.append((r["label"], f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}] x {r['base']}", f"{1000 * r['seconds_per_step']:.1f} ms", f"{r['evaluations']:g}", " ".join(x for x in (promise, memory) if x)))
+            repeats = f"{r['repeats']} repeats" if "repeats" in r else ""
+            rows.append((r["label"], f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}] x {r['base']}", f"{1000 * r['seconds_per_step']:.1f} ms", f"{r['evaluations']:g}", " ".join(x for x in (promise, memory, repeats) if x)))
         lines += [f"## {name}", "", "{steps} steps, {repeats} repeats, batch {batch}.".format(**data["settings"][name]), "", store.table(("", "time per step", "median", "evaluations", ""), rows)]
     (out / "costs.md").write_text("\n".join(lines), encoding="utf-8")

@@ -36,6 +36,7 @@ claimed side (for "not lower" and "not higher": within the margin), as "not reso
 - psnr, features: of a blurred and noisy picture that was restored, to the true one: peak signal-to-noise ratio in dB, and distance of the measuring network's maps as a share of the true picture's. whole_psnr, whole_features: the same of the pictures as they are saved, at 128 pixels, to the scene itself.
 - damage_psnr, damage_features: the same of a picture of twice the trained size, over its damaged parts alone (all else is the true picture); damage_seam: root mean square error of the steps across the borders of the damage.
 - wavelet, edges, spectrum, colours, coloured_shape, label_map, variation, asymmetry, beyond_range, structure_loss, file_size: the loss itself, of the finished picture (file_size in bits per pixel).
+- mean_error, deviation_error: of a clean picture that was degraded, distance of the mean (standard deviation) of its difference from the clean one to what was asked for; mean_follows, deviation_follows: correlation of both over the pictures; scene_ssim: structural similarity to the clean picture.
 - violations: share of the left half's cells whose rough colour has more red than is allowed.
 - forbidden: share of pictures with the colour that the negative prompt names; the positive prompt names none.
 """

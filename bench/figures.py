@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..demo.measure import judge
-from . import damage, layout, motion, pairs, picture_losses, references, restored, searched, stats, videos
+from . import damage, layout, motion, pairs, picture_losses, references, restored, searched, stats, synthesis, videos
 from .subject import SHAPE
 
 SHARES = ("accuracy", "binding_errors", "forbidden", "count", "objects")
@@ -65,6 +65,8 @@ class Measured:
             return pairs.values(metric, pictures, self.subject.pictures(self.before)[self.main], self.subject.pictures(pairs.depths(self.subject, found)))
         if metric in damage.METRICS:
             return damage.values(metric, pictures, found, self.judge, self.subject)
+        if metric in synthesis.METRICS:
+            return synthesis.values(metric, pictures, found, self.subject)
         if metric in restored.METRICS:
             return restored.values(metric, pictures, found, self.judge, self.subject)
         if metric in restored.WHOLE:

@@ -17,9 +17,9 @@ _drag = dict(readout="$places_head", drags="$drags", reference="$own", noise="sh
 _looks = dict(readout="$looks_head", reference="$appearance")
 
 
-def _dragged(label, name="", **values):
+def _dragged(label, name="", more=(), **values):
     """The first object of what the model makes of the same noise is to be elsewhere, against the same without drags."""
-    return Comparison(Setup(label, 4.0, (use(READOUT, **_drag, **values),), prompts="shifted"), Setup("CFG, w = 4, no drags", 4.0, prompts="shifted"), (Claim("place_error", "lower"), Claim("kept", "higher")),
+    return Comparison(Setup(label, 4.0, (use(READOUT, **_drag, **values), *more), prompts="shifted"), Setup("CFG, w = 4, no drags", 4.0, prompts="shifted"), (Claim("place_error", "lower"), Claim("kept", "higher")),
                       ("place_error", "kept", "clipped", "std_ratio", "evaluations"), name, generators=("unet",))
 
 
@@ -27,6 +27,7 @@ ENTRIES = (
     Entry("LodestarReadoutGuidance",
           (_led("Readout Guidance, shapes, step 0.1", step_size=0.1), _led("Readout Guidance, shapes, step 0.02", "step 0.02"),
            _dragged("Readout Guidance, drags, step 0.03", "drags", step_size=0.03), _dragged("Readout Guidance, drags, step 0.06", "drags, step 0.06", step_size=0.06),
+           _dragged("Readout Guidance, drags, step 0.06, and looks, 0.02", "drags and looks", (use(READOUT, readout="$looks_head", reference="$own", noise="shared", step_size=0.02),), step_size=0.06),
            Comparison(Setup("Readout Guidance, looks, step 0.1", 4.0, (use(READOUT, **_looks, step_size=0.1),), "euler_ancestral", prompts="crossed"),
                       Setup("CFG, w = 4, Euler ancestral, no reference", 4.0, sampler="euler_ancestral", prompts="crossed"), (Claim("palette", "higher"),), ("palette", "accuracy", "clipped", "std_ratio", "evaluations"), "looks", generators=("unet",))),
           (Cost("Readout Guidance, shapes", methods=(use(READOUT, **_given, end_percent=1.0),), heavy=False, peer=r"(?i)readout"),)),

@@ -50,7 +50,7 @@ class Setup:
     """One way to sample. prompts: "captions", "empty", "colourless" or "placed" (two objects, no place), "regional" (the
     objects are in the regions' prompts alone), "pictured" (the prompt names their shapes alone), "graph" (like "placed", with the scenes' relations for a layout), "related" (both objects and their relation), "edit" (captions with another colour
     for the first object, each sampled beside its own caption with the same noise), "styled", "together", "moved", "crossed", "hole", "viewed", "shifted" (bench.references: pictures
-    that look at another one); task: "sample", "inversion", "inpaint" (the rest of the wanted picture is known), "beside" (painted on one canvas with the reference), "distil", "pictures" or "composite" (bench.distilled: optimised in place of sampled, `steps` iterations), one of bench.pairs (a picture and its depth), of bench.restored (a blurred and noisy picture), or "damaged" (bench.damage: a damaged picture twice as large); steps: None takes the bench's;
+    that look at another one); task: "sample", "inversion", "inpaint" (the rest of the wanted picture is known), "beside" (painted on one canvas with the reference), "distil", "pictures" or "composite" (bench.distilled: optimised in place of sampled, `steps` iterations), one of bench.pairs (a picture and its depth), of bench.restored (a blurred and noisy picture), "damaged" (bench.damage: a damaged picture twice as large), or one of bench.synthesis (a clean picture that is degraded); steps: None takes the bench's;
     size: side of the latent where it is not the trained one."""
 
     label: str

@@ -53,7 +53,7 @@ def value(text, subject, batch):
 def files(setup):
     """The bundled files that a setup's result depends on."""
     return tuple(f for name, found in FILES.items() if f"'{name}'" in repr(setup) for f in found) + (("guidance_branch", "upsampler") if setup.task.startswith("guided") else ()) \
-        + (("damage_control",) if setup.task == "damaged" else ())
+        + (("damage_control",) if setup.task == "damaged" else ()) + (("degradation_generator",) if setup.task == "synthesis" else ())
 
 
 def sampled(subject, setup, batch, texts, steps):

@@ -15,7 +15,7 @@ from ..demo import latents as code_of
 from ..demo import measure
 from ..demo.scenes import COLOURS, RELATIONS, SHAPES, random_scene, render, two_object_prompts
 from ..demo.weights_file import FOLDER, read
-from . import damage, distilled, layout, motion, pairs, picture_losses, references, restored, searched, videos
+from . import damage, distilled, layout, motion, pairs, picture_losses, references, restored, searched, synthesis, videos
 
 SCHEDULER = "normal"
 WEAKENING = 0.1        # noise of the weak copy, as a share of each tensor's standard deviation
@@ -315,6 +315,8 @@ class Subject:
                 out = pairs.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in damage.TASKS:
                 out = damage.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
+            elif setup.task in synthesis.TASKS:
+                out = synthesis.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in restored.TASKS:
                 out = restored.sampled(self, setup, batch, [text_of(c, setup.prompts) for c in batch], steps)
             elif setup.task in ("distil", "pictures", "composite"):

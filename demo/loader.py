@@ -3,6 +3,7 @@
     model, clip, vae = load_demo_model("unet")     # eps prediction, the host's UNetModel
     model, clip, vae = load_demo_model("dit")      # flow matching, the host's Flux
     model, clip, vae = load_demo_model("video")    # the U-Net with layers over the frames, which are the batch (like SVD)
+    model, clip, vae = load_demo_model("degrading")     # the U-Net with a clean picture's latent beside the noisy one (like InstructPix2Pix)
 
 Latents are [batch, 16, h, w]; one 64 px scene is 16 x 16 of them and leaves the VAE as a 128 px picture, so that the
 host's factor of 8 between latents and pictures holds. Needs ComfyUI's `comfy` on the path. Keeps nothing between calls.
@@ -18,13 +19,13 @@ import comfy.model_patcher
 import comfy.supported_models_base
 import torch
 
-from . import networks
+from . import degrading, networks
 from .latents import CHANNELS, PATCH
 from .loader_clip import make_clip
 from .loader_vae import make_vae
 from .weights_file import FOLDER, read
 
-KINDS = ("unet", "dit", "video")
+KINDS = ("unet", "dit", "video", "degrading")
 FLOW_NEEDS = "0.3.64"
 
 
@@ -82,6 +83,18 @@ def _video(code):
     return _Config({**networks.VIDEO, **shape}, config.sampling_settings, code), DemoVideo, kind, networks.video
 
 
+class DemoDegrading(comfy.model_base.IP2P, comfy.model_base.BaseModel):
+    """A clean picture's latent ("concat_latent_image" of the prompt) goes into the network beside the noisy one."""
+
+    def process_ip2p_image_in(self, image):
+        return image
+
+
+def _degrading(code):
+    config, _, kind, _ = _unet(code)
+    return _Config({**config.unet_config, "in_channels": 2 * CHANNELS}, config.sampling_settings, code), DemoDegrading, kind, degrading.wide
+
+
 def _dit(code):
     if importlib.util.find_spec("comfy.ldm.flux") is None or not hasattr(comfy.model_base, "Flux"):
         raise RuntimeError(f'This ComfyUI is too old for the flow model "dit": it has no Flux network. It needs ComfyUI {FLOW_NEEDS} or newer; '
@@ -112,10 +125,12 @@ def load_demo_patcher(kind, dtype=None, folder=FOLDER, disable_dynamic=False):
     if kind not in KINDS:
         raise ValueError(f"unknown demo model {kind!r}; there are: {', '.join(KINDS)}")
     code = read("latents", folder)
-    config, base, model_type, build = {"unet": _unet, "dit": _dit, "video": _video}[kind](code)
-    weights = read(kind, folder)
+    config, base, model_type, build = {"unet": _unet, "dit": _dit, "video": _video, "degrading": _degrading}[kind](code)
+    weights = read(degrading.NAME if kind == "degrading" else kind, folder)
     if kind == "video":      # its file holds what is added to the U-Net
         weights = {**networks.of_frames(read("unet", folder)), **weights}
+    elif kind == "degrading":
+        weights = degrading.whole(read("unet", folder), weights)
     device, offload = management.get_torch_device(), management.unet_offload_device()
     dtype = dtype or _storage_dtype(weights)
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, config.supported_inference_dtypes))
@@ -144,7 +159,8 @@ def load_demo_patcher(kind, dtype=None, folder=FOLDER, disable_dynamic=False):
 def load_demo_model(kind, dtype=None, folder=FOLDER):
     """(ModelPatcher, CLIP, VAE) of one bundled generator, in well under a second.
 
-    kind: "unet" (eps prediction, 1000 steps of Stable Diffusion's schedule), "dit" (flow matching, t = sigma in 0..1) or "video" (eps prediction; the batch is one video's frames).
+    kind: "unet" (eps prediction, 1000 steps of Stable Diffusion's schedule), "dit" (flow matching, t = sigma in 0..1) "video" (eps prediction; the batch is one video's frames)
+    or "degrading" (eps prediction; degraded pictures of a clean one, which the prompts carry: Degradation Synthesis).
     dtype: in which the network's weights are kept; None lets the host choose. folder: where the weight files are.
     Raises ValueError for an unknown kind or a damaged file, FileNotFoundError for a missing one (both name it), and
     RuntimeError where this host has no network for the kind."""

@@ -1,7 +1,7 @@
 """The bundled models as MODEL, CLIP and VAE."""
 from ._define import Input, NodeDef, Output, category
 
-KINDS = ("unet", "dit", "video")
+KINDS = ("unet", "dit", "video", "degrading")
 
 
 def _load(model):
@@ -21,7 +21,7 @@ NODES = (NodeDef(
     title="Load Demo Model",
     category=category("demo"),
     description="Loads a small text-to-image model that comes with the pack: runs in seconds on any machine, for trying out and comparing guidance.",
-    inputs=(Input("model", "COMBO", "unet: a U-Net that predicts noise (like SD). dit: a flow-matching transformer (like Flux). video: the U-Net with layers over the frames of a short video; the batch is the video (like SVD).", "unet", choices=KINDS),),
+    inputs=(Input("model", "COMBO", "unet: a U-Net that predicts noise (like SD). dit: a flow-matching transformer (like Flux). video: the U-Net with layers over the frames of a short video; the batch is the video (like SVD). degrading: a U-Net that sees a clean picture (like InstructPix2Pix), for Degradation Synthesis.", "unet", choices=KINDS),),
     outputs=(Output("MODEL", "model", "The generator."), Output("CLIP", "clip", "The text encoder."),
              Output("VAE", "vae", "From latents to 128 px pictures and back.")),
     run=_load,
@@ -35,6 +35,8 @@ NODES = (NodeDef(
 Words outside its vocabulary are ignored, with one warning that names them. An Empty Latent Image of 128 x 128 is the size it was trained for.
 
 `video` makes one video of eight frames from an Empty Latent Image of 128 x 128 with batch size 8: the objects drift, the background stands still. Its prompts are the same.
+
+`degrading` is for degraded pictures of a clean one (haze, rain, snow, motion blur, low light, raindrops): connect it to Degradation Synthesis. It was trained by `demo/train_degrading.py` for two minutes: after so short a training it keeps the scene but draws next to nothing of the degradation, and does not follow the level.
 
 The outputs behave like those of any other checkpoint: prompt weights, KSampler, VAE Decode, LoRA-style weight patches, saving latents.
 The generators share the text encoder and the latents.

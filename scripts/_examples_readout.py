@@ -52,17 +52,18 @@ def _trained(definitions, definition, name):
 
 def _drag(definitions, definition, name):
     """The model's own picture, and the same noise with a drag in it."""
-    scene = Scene(definitions, f"{definition.title} with drags: the bundled head of places finds what the first picture shows at the beginning of a drag, and the second picture, of the same noise, is to show it at its end. "
+    scene = Scene(definitions, f"{definition.title} with drags: the bundled head of places finds what the first picture shows at the beginning of a drag, and the second picture, of the same noise, is to show it at its end; that of looks keeps the rest as it was. "
                   "Above with the drag, below without.", "a red circle")
     g = scene.graph
     first = g.add("KSampler", "Without the drag", model=scene.model, seed=SEED, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="normal", positive=scene.positive, negative=scene.negative, latent_image=scene.latent)[0]
     model = g.add(definition.node_id, model=scene.model, readout=g.add("LodestarLoadReadoutHead", file=PLACES)[0], reference=first, noise="shared", step_size=0.03, drags="0.5, 0.5 > 0.75, 0.3", radius=0.09)[0]
+    model = g.add(definition.node_id, "The same looks", model=model, readout=g.add("LodestarLoadReadoutHead", file=LOOKS)[0], reference=first, noise="shared", step_size=0.02)[0]
     second = g.add("KSampler", "With the drag", model=model, seed=SEED, steps=STEPS, cfg=CFG, sampler_name="euler", scheduler="normal", positive=scene.positive, negative=scene.negative, latent_image=scene.latent)[0]
     scene.save(second, name, "With the drag")
     scene.save(first, f"{name}_without", "Without it")
     return g
 
 
-PLACES = "bundled: matching places of the demo scenes, for the demo U-Net"
+PLACES, LOOKS = "bundled: matching places of the demo scenes, for the demo U-Net", "bundled: looks of the demo scenes, for the demo U-Net"
 MORE = {"Readout Guidance with Drags": ("LodestarReadoutGuidance", _drag)}
 OWN = {"LodestarReadoutGuidance": _shapes, "LodestarTrainReadoutHead": _trained}

@@ -129,7 +129,12 @@ def _shared_out(paths: list[str], parts: int, without: tuple[str, ...] = ()) -> 
     if parts < 2 or len(paths) != 1 or not os.path.isdir(paths[0]):
         return [paths]
     files = sorted((f for f in Path(paths[0]).rglob("test_*.py") if str(f) not in without), key=lambda f: (-f.stat().st_size, f.name))
-    return [found for i in range(parts) if (found := [str(f) for f in files[i::parts]])]
+    groups, sizes = [[] for _ in range(parts)], [0] * parts
+    for f in files:      # each to the smallest group so far
+        least = sizes.index(min(sizes))
+        groups[least].append(str(f))
+        sizes[least] += f.stat().st_size
+    return [g for g in groups if g]
 
 
 def test(arguments: list[str]) -> int:
@@ -172,7 +177,7 @@ def test(arguments: list[str]) -> int:
         for host, python in prepared if host_paths else []:
             page = _envs.frontend(host) if os.path.isdir(os.path.join(ROOT, "tests", "browser")) else None
             place = "newest" if named else _hosts.place(host, [h for h, _ in prepared])
-            env = _environment(host, **one, LODESTAR_HOST_PLACE=place, **({"LODESTAR_HOST_PAGE": page} if page else {}))
+            env = _environment(host, **one, LODESTAR_HOST_PLACE=place, LODESTAR_CONFORMANCE="all" if named else "part", **({"LODESTAR_HOST_PAGE": page} if page else {}))
             parts = [(", in part" if place == "between" else "", host_paths, [])]
             if many and not named and place != "between":      # several jobs, so that no core is idle for long at the end
                 served = tuple(os.path.join(ROOT, p) for p in SERVED)

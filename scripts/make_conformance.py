@@ -101,7 +101,7 @@ def page(data, titles, left_out):
     acts = sum(f["outcome"] == "acts" for n in nodes.values() for f in n.values())
     return f"""# Conformance: every node on every network
 
-Written by `scripts/make_conformance.py` from runs of the newest host; `tests/host/test_conformance.py` repeats the runs and fails where one is no longer as this page says.
+Written by `scripts/make_conformance.py` from runs of the newest host; `tests/host/test_conformance.py` repeats the runs (among all tests a third of them, all where it is named) and fails where one is no longer as this page says.
 
 Each network is the host's own class, tiny and with random weights, and is sampled by the host (two steps, CFG, one picture) with the node on it. It either acts (the result is finite
 and differs from the run without the node) or stops with an error of ours that gives the reason. {len(networks)} networks, {len(nodes)} nodes, {acts} of {len(networks) * len(nodes)} pairs act.

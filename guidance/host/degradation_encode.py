@@ -8,6 +8,7 @@ import torch
 from ..inverse.degradation import Degradation
 from ..inverse.degradation_lora import ALPHA, DegradationLora, as_convolution, encoder_name, through
 from ..method import BadInput
+from .modules import _exchange, _restore
 
 
 def encoded(node, image, vae, lora, degradation, strength):
@@ -47,15 +48,10 @@ def _placed(layers, cores, lora, strength):
     touched = []
     try:
         for module, block, pair in layers:
-            touched.append((module, module.__dict__.get("forward")))
-            module.forward = _forward(module, module.forward, pair, cores[block], strength * ALPHA / lora.encoder_rank)
+            _exchange(touched, module, _forward(module, module.forward, pair, cores[block], strength * ALPHA / lora.encoder_rank))
         yield
     finally:
-        for module, earlier in reversed(touched):
-            if earlier is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = earlier
+        _restore(touched)
 
 
 def _forward(module, inner, pair, core, scale):

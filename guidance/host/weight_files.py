@@ -32,15 +32,19 @@ def names(folder=OWN):
         return []
 
 
-def load(node, field, name, folder=OWN):
-    """The tensors of a file, by its name in the folder; BadInput where there is none or it is no safetensors file."""
+def load(node, field, name, folder=OWN, wanted=None):
+    """The tensors of a file, by its name in the folder, of `wanted` keys alone where these are given and there; BadInput where there is none or it is no safetensors file."""
     known = names(folder)
     path = _folders().get_full_path(folder, name) if known else None
     if path is None:
         raise BadInput(node, field, name, f"Put a safetensors file into models/{folder}; there are: {', '.join(known) or 'none'}.")
+    from safetensors import safe_open
     from safetensors.torch import load_file
     try:
-        return load_file(path)
+        if wanted is None:
+            return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {k: file.get_tensor(k) for k in wanted if k in file.keys()}
     except Exception as error:
         raise BadInput(node, field, name, f"It is not a complete safetensors file ({error}). Files of other formats have to be converted.") from error
 

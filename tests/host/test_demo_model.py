@@ -14,7 +14,7 @@ def lab(host):
 
     class Lab:
         modern, module = features.wrappers(), loader
-        kinds = ("unet", "dit", "video") if modern else ("unet", "video")
+        kinds = ("unet", "dit", "video", "degrading") if modern else ("unet", "video", "degrading")
     lab = Lab()
     features.complete()
     with torch.inference_mode():

@@ -50,7 +50,7 @@ def quick(graph, generator="unet"):
                 inputs[name] = min(inputs[name], QUICK)
         if inputs.get("pick") == "best":      # so few iterations need not find a better one
             inputs["pick"] = "last"
-        if node["class_type"] == "LodestarLoadDemoModel" and inputs["model"] != "video":
+        if node["class_type"] == "LodestarLoadDemoModel" and inputs["model"] not in ("video", "degrading"):
             inputs["model"] = generator
     return graph
 

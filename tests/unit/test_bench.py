@@ -142,6 +142,7 @@ def test_costs_of_some_methods_keep_the_other_rows():
     new = [{"label": "CFG", "ratio": 9}, {"label": "b", "ratio": 4}, {"label": "c", "ratio": 5}]
     found, said = costs.merged(old, "unet", new, {**settings, "repeats": 7})
     assert [(r["label"], r["ratio"]) for r in found] == [("CFG", 1), ("a", 2), ("b", 4), ("c", 5)] and said == settings
+    assert [r.get("repeats") for r in found] == [None, None, 7, 7]      # those of the others are said once for all
     assert costs.merged({}, "unet", new, settings) == (new, settings)
     with pytest.raises(SystemExit, match="6 steps and batch 4"):
         costs.merged(old, "unet", new, {**settings, "batch": 1})
