@@ -1,6 +1,6 @@
 """Trains the generator of degradations that comes with the pack (demo/degrading.py): it makes haze, rain, snow, motion blur, low light or raindrops of a wanted level on a clean picture.
 
-    python scripts/_module.py lodestar.demo.train_degrading --host PATH_OF_COMFYUI --out demo/weights --rate 3e-3 [--steps 220] [--batch 4] [--seed 0]
+    python scripts/_module.py lodestar.demo.train_degrading --host PATH_OF_COMFYUI --out demo/weights --rate 3e-3 [--steps 1000] [--batch 4] [--seed 0]
 
 In most steps it sees quarters of the pictures, twice as many, which costs less. As the authors: of twenty pictures one has no text and no level, one no clean picture, one neither. The bundled U-Net's own weights are changed by matrices of low rank.
 """
@@ -48,7 +48,7 @@ def loss_of(net, base, weights, made, alpha, encoder, generator):
 
 
 def main():
-    o = options(__doc__.splitlines()[0], 220, 4)
+    o = options(__doc__.splitlines()[0], 1000, 4)
     import_host(o.host)
     torch.set_grad_enabled(True)
     torch.manual_seed(o.seed)

@@ -88,8 +88,8 @@ def test_level_kind_and_picture_reach_the_network(lab):
     assert (sample(node(lab, (1, 0)), seeds=(0, 1)) - base).abs().max() > 0.1
 
 
-def test_the_scene_is_kept(lab):
-    """Eight steps at cfg 1: the picture is the clean one's, and not another scene's. The bundled weights degrade next to nothing, so that no level is asked of them here."""
+def test_a_scene_on_a_gray_ground_is_kept(lab):
+    """Eight steps at cfg 1: the picture is the clean one's, and not another scene's. The bundled weights draw a gray ground, as this scene has, and no degradation, so that no level is asked of them here."""
     made = node(lab, (0,), mean=0.05, deviation=0.03, image_scale=1.0)
     with torch.inference_mode():
         out = lab.vae.decode(sample(made, 1.0, steps=8, seeds=(0,))).clamp(0, 1)
