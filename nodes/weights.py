@@ -81,8 +81,8 @@ The bundled file steers the demo flow model ("dit") by outlines: white lines, ab
 
 Widths and depths are read from the shapes.
 
-The bundled reader reads the demo models' scenes, which hold no text: a circle is o, a square h, a triangle a, a cross x, from left to right, up to three. It is the pack's measuring network,
-no text recogniser.
+The first bundled reader reads the demo models' scenes, which hold no text: a circle is o, a square h, a triangle a, a cross x, from left to right, up to three. It is the pack's measuring network,
+no text recogniser. The second reads lines of the bundled font (Demo Text Line).
 """,
     part_of=GlyphAdaptiveAttention.node_id,
 ))
