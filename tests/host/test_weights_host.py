@@ -324,6 +324,7 @@ def test_weight_files_are_found_and_wrong_ones_named(lab, tmp_path, monkeypatch)
     folders = weight_files._folders()
     if hasattr(folders.folder_names_and_paths, "get"):
         monkeypatch.setitem(folders.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+        monkeypatch.setattr(folders, "filename_list_cache", {})      # what is found here is not found by the tests behind it
     else:      # the table of the host from PyPI cannot be put back
         monkeypatch.setattr(folders, "get_filename_list", lambda folder: [p.name for p in tmp_path.iterdir()])
         monkeypatch.setattr(folders, "get_full_path", lambda folder, name: str(tmp_path / name) if (tmp_path / name).is_file() else None)
