@@ -1,27 +1,18 @@
 """Text Super-Resolution (TextSR), its network's file, and lines of text to try it on."""
 from ..guidance.inverse.text_super_resolution import TextSuperResolution
 from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
+from ._kept import reader
 
 LOADER, LINE = "Load Text Network", "Demo Text Line"
 BUNDLED = "bundled: lines of one font"
 
 
-def _files():
-    from ..guidance.host.weight_files import names
-    return [BUNDLED, *names()]
-
-
-def _load(file):
-    if file == BUNDLED:
-        from ..demo.lines import network
-        return (network(),)
-    from ..guidance.host.weight_files import load
+def _parse():
     from ..guidance.inverse.text_network import parse
-    from ..guidance.method import BadInput
-    try:
-        return (parse(load(LOADER, "file", file)),)
-    except ValueError as error:
-        raise BadInput(LOADER, "file", file, str(error)) from error
+    return parse
+
+
+_files, _load = reader(LOADER, {BUNDLED: "text_lines"}, _parse)
 
 
 def _restore(image, network=None, **values):

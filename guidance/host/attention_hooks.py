@@ -428,7 +428,7 @@ class _Attention:
             if mask is not None and mask.ndim == 3:
                 mask = mask.unsqueeze(1)
             mask = extra_mask if mask is None else mask + extra_mask
-        return self._call(q, k, v, mask, _subset(self.options, start, stop, self.rows) if self.rows == self.main else self.options)
+        return self._call(q, k, v, mask, self._narrowed(start, stop))
 
     def plain(self, q, k, v):
         """The same without a mask, for keys that are not the network's own."""
@@ -439,7 +439,11 @@ class _Attention:
         if self.mask is not None or not takes_scale(self.own, q):
             return None
         scale = factor * self.kwargs.get("scale", q.shape[-1] ** -0.5)
-        return self._call(q, k, v, None, _subset(self.options, start, stop, self.rows) if self.rows == self.main else self.options, {"scale": scale})
+        return self._call(q, k, v, None, self._narrowed(start, stop), {"scale": scale})
+
+    def _narrowed(self, start, stop):
+        """The options as they are for rows start:stop."""
+        return _subset(self.options, start, stop, self.rows) if self.rows == self.main else self.options
 
     def _call(self, q, k, v, mask, options, more={}):
         local, rest = {**self.kwargs, "transformer_options": options, **more}, list(self.rest)
@@ -501,7 +505,7 @@ def _override(call, previous):
                 return base(*args, **kwargs)
         if edited:
             if site.kind == "self" and q_tokens != k_tokens:
-                raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {site.layer} in parts (guides of different strength); "
+                raise ValueError(f"This {call.session.geometry.family} network computes the self-attention of {place['layer']} in parts (guides of different strength); "
                                  "attention edits do not support that. Set the guides' strength to 1 or remove the edit.")
             net.setdefault("fired", {}).setdefault(place["layer"], []).extend(edits for _, _, edits in groups)
             more["note"] = Noter(call, options, place["layer"], main)
@@ -600,6 +604,11 @@ def expected(call, options):
     return pairs
 
 
+def ran(net):
+    """{(edit, layer)} of the edits that a network call's attention was led through."""
+    return {(e, layer) for layer, found in net.get("fired", {}).items() for edits in found for e in edits}
+
+
 def check_fired(call, options):
     """After a network call: RuntimeError where a block ran and the edit placed on it did not (a host whose hook is gone, a node that takes it away).
 
@@ -608,7 +617,7 @@ def check_fired(call, options):
     net = options.get("lodestar_net")
     if net is None or call.session.geometry.family == "unet" or not call.edited:
         return
-    wanted, fired = expected(call, options), {(e, layer) for layer, found in net.get("fired", {}).items() for edits in found for e in edits}
+    wanted, fired = expected(call, options), ran(net)
     records = vars(call.session)
     records.setdefault("edits_wanted", set()).update(edit for edit, _ in wanted)
     records.setdefault("edits_fired", set()).update(edit for edit, _ in fired)

@@ -44,8 +44,7 @@ def watched():
     def of_call(args, out):      # a DiT's own record: edits with a text of their own do not pass a chain
         call, options = args
         readings = [r.edit for r in call.readings]
-        fired = options.get("lodestar_net", {}).get("fired", {})
-        for edit, layer in {(e, layer) for layer, found in fired.items() for edits in found for e in edits}:
+        for edit, layer in attention_hooks.ran(options.get("lodestar_net", {})):
             if not isinstance(edit, AttentionObserver) and edit not in readings:
                 for kind in (k for k in edit.kinds if k in layer.attentions):
                     seen.add(kind, layer)
