@@ -1,7 +1,7 @@
 """The file of Block-Wise Semantics (MegaSR)."""
 from ..guidance.inverse.block_semantics import BlockWiseSemantics, parse
 from ._define import Input, NodeDef, Output, category
-from .restoration import files_of, tensors_of
+from ._kept import files_of, tensors_of
 
 LOADER = "Load Block-Wise Semantics"
 BUNDLED = "bundled: degraded pictures, for the demo U-Net"

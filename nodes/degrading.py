@@ -1,7 +1,7 @@
 """Making degraded pictures (GenDeg): the synthesis, the file that tells the level, and the level of a pair."""
 from ..guidance.inverse.degradation_synthesis import DegradationSynthesis
 from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
-from .restoration import files_of, tensors_of
+from ._kept import files_of, tensors_of
 
 LOAD, MEASURE, BUNDLED = "Load Degradation Generator", "Measure Degradation Level", "bundled: for the demo model \"degrading\""
 CORRECT, LOAD_NETWORK, BUNDLED_NETWORK = "Structure Correction", "Load Structure Correction", "bundled: for the demo models' VAE"

@@ -1,7 +1,7 @@
 """Guided Decode (GuideSR): a picture from a restored latent, with a second look at the degraded one; and the file of its branch."""
 from ..guidance.inverse.guidance_branch import GuidedDecode
 from ._define import Input, NodeDef, Output, about, category, inputs_of
-from .restoration import files_of, tensors_of
+from ._kept import files_of, tensors_of
 
 LOAD, BUNDLED = "Load Guidance Branch", "bundled: blur and noise, behind the bundled LoRA"
 

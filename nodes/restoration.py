@@ -3,25 +3,11 @@ from ..guidance.inverse.degradation_lora import DegradationGuidedLora
 from ..guidance.inverse.pixel_aware import PixelAwareAttention
 from ..guidance.samplers.restoration_start import RestorationStart
 from ._define import Input, NodeDef, Output, Shown, about, category, inputs_of
+from ._kept import files_of, tensors_of
 
 LORA, ESTIMATE, PIXELS, ENCODE = "Load Degradation LoRA", "Estimate Degradation", "Load Pixel-Aware Attention", "Degradation-Guided Encode"
 BUNDLED_PIXELS = "bundled: degraded pictures, for the demo U-Net"
 BUNDLED_LORA, BUNDLED_ESTIMATOR = "bundled: blur and noise, for the demo U-Net", "bundled: blur and noise of the demo scenes"
-
-
-def files_of(first, folder):
-    def files():
-        from ..guidance.host.weight_files import names
-        return [first, *names(folder)]
-    return files
-
-
-def tensors_of(node, file, bundled, name, folder):
-    if file == bundled:
-        from ..demo.weights_file import read
-        return read(name)
-    from ..guidance.host.weight_files import load
-    return load(node, "file", file, folder)
 
 
 def _lora(file):

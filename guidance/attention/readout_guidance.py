@@ -118,9 +118,14 @@ class ReadoutGuidance(MapSteer):
             raise BadInput(self.title, "mask", "empty", "There is no place where the head is to look.")
         return m
 
+    @cached_property
+    def ways(self):
+        """The drags' [n, 4] of each picture that they are given for."""
+        return drags.parse(self.drags, self.title)
+
     def dragged(self, batch):
         """[n, 4] of each picture of a batch."""
-        found = drags.parse(self.drags, self.title)
+        found = self.ways
         if len(found) not in (1, batch):
             raise BadInput(self.title, "drags", self.drags, f"They are those of {len(found)} pictures; give them for one, or for each of the {batch} that are sampled, separated by |.")
         return found if len(found) == batch else found * batch
