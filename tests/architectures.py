@@ -222,7 +222,7 @@ class Lab:
         from lodestar.guidance.host.calls import Session
         model = SimpleNamespace(diffusion_model=self.specimen.net)
         run = SimpleNamespace(report=SimpleNamespace(network_calls=0, evaluations=0, by_kind=Counter()), lock=threading.Lock())
-        return Session(run, SimpleNamespace(inner_model=model, conds={}), {})
+        return Session(run, SimpleNamespace(inner_model=model, conds={}, model_options={}, model_patcher=None), {})
 
     def prompt(self, session, tokens):
         """A Prompt that stands for these tokens."""

@@ -123,6 +123,18 @@ class FeatureEdit(AttentionEdit):
         raise NotImplementedError
 
 
+@frozen
+class Tempering(AttentionEdit):
+    """Multiplies the logits by one number, and does nothing else: queries and keys stay as they are, and the host may be told the number as the scale of its attention."""
+
+    def factor(self, site, keys):
+        """What the logits are multiplied by where a query sees `keys` keys. It depends on the kind, the layer and the sizes of a place alone, so that it need not be asked for at every step."""
+        raise NotImplementedError
+
+    def apply(self, site, q, k, v, attend):
+        return tempered(attend, q, k, v, self.factor(site, k.shape[2]))
+
+
 def titled(edit):
     """What messages call an edit: its own title, else that of the method whose file it is in, else the name of its class."""
     if getattr(edit, "title", None):

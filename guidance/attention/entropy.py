@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..frozen import frozen
 from ..method import BadInput, Edit, param, window
-from .edits import AttentionEdit, tempered
+from .edits import Tempering
 
 _start, _end = window()
 
@@ -19,8 +19,8 @@ def factor(now, trained, strength=1.0):
 
 
 @frozen
-class EntropyScale(AttentionEdit):
-    """The edit: queries times factor(keys now, keys in training). `cells`: cells of a latent of the training size."""
+class EntropyScale(Tempering):
+    """The edit: logits times factor(keys now, keys in training). `cells`: cells of a latent of the training size."""
 
     cells: float = 4096.0
     strength: float = 1.0
@@ -30,11 +30,9 @@ class EntropyScale(AttentionEdit):
     def default_layers(self, geometry):
         return "all"
 
-    def apply(self, site, q, k, v, attend):
-        keys = k.shape[2]
+    def factor(self, site, keys):
         own = len(range(*site.image.indices(keys)))
-        scale = factor(keys, keys - own + own * self.cells / (site.latent[-2] * site.latent[-1]), self.strength)
-        return tempered(attend, q, k, v, scale)
+        return factor(keys, keys - own + own * self.cells / (site.latent[-2] * site.latent[-1]), self.strength)
 
 
 @frozen

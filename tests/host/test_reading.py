@@ -204,6 +204,28 @@ def test_entropy_by_the_scale_of_the_hosts_attention_is_that_of_multiplied_queri
     close(own, lab.run(lab.on(kind, "entropy"), batch=2), lab.base[kind])
 
 
+@pytest.mark.method("LodestarAttentionEntropyScaling")
+def test_what_is_only_a_factor_is_worked_out_once_for_a_run(lab, monkeypatch):
+    """Later steps are led straight to the host's attention with the first one's factor; where the node ends, and in another run, they are not."""
+    from lodestar.guidance.attention import entropy
+    from lodestar.guidance.host import attention_hooks
+    usable(lab, "flux")
+    asked, applied = [], entropy.EntropyScale.apply
+    monkeypatch.setattr(entropy.EntropyScale, "apply", lambda self, site, *rest: asked.append(site.layer) or applied(self, site, *rest))
+
+    def runs():
+        asked.clear()
+        return lab.run(lab.on("flux", "entropy"), batch=2), lab.run(lab.on("flux", "entropy", end_percent=0.5), batch=2), len(asked)
+    *kept, few = runs()
+    if few > len(set(asked)) * 2:
+        assert os.environ.get("LODESTAR_HOST_PLACE", "newest") != "newest"       # older hosts drop the scale: nothing is kept
+    monkeypatch.setattr(attention_hooks, "_keep", lambda *a: None)
+    *anew, many = runs()
+    assert many > len(set(asked)) * 2
+    assert all(torch.equal(a, b) for a, b in zip(kept, anew))
+    assert (kept[0] - kept[1]).abs().max() > 1e-4
+
+
 @pytest.mark.method("LodestarPLADIS")
 def test_pladis_equals_a_replacement_written_out(lab):
     """The same mix as plain attention replacements of the host."""
