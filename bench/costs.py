@@ -16,11 +16,12 @@ from .plan import Setup, table
 from .subject import Subject, cases
 
 INTRO = """Written by `./scripts/bench costs` on {device}, host ComfyUI {version}; Euler steps in interleaved repeats; medians of the ratios within a repeat, in brackets the
-quartiles. Rows that promise at most {close:g} are run up to {pairs} times more, each time beside their base, the order changing; their promise is kept or not where the 90 % interval of
-the median says so, and else open. Evaluations: rows of network batches per picture, counted. The base is plain CFG of the same network ("w = 1" rows: no guidance). Networks that a method refuses have no row.
+quartiles. Rows that promise at most {close:g} are run up to {pairs} times more, each time beside their base, the order changing, and where that does not decide, up to {longer} times;
+their promise is kept or not where the 90 % interval of the median says so, and else open. Evaluations: rows of network batches per picture, counted. The base is plain CFG of the same network ("w = 1" rows: no guidance). Networks that a method refuses have no row.
 A step of the bundled networks lasts a few hundredths of a second, and what an edit costs there is mostly Python's own time for each layer: judge limits of a few per cent by the larger networks."""
 CLOSE = 1.1      # promises up to here are closer than what single runs on a shared machine vary by: such rows are run beside their base again and again
 PAIRS, PAIRS_SECONDS = 60, 120.0
+LONGER = 4       # how many times as many where the first pairs leave a promise open
 BASES = ("CFG", "no guidance, w = 1")
 REFUSED = ("BadInput", "ValueError")      # errors of methods that say that a network cannot have them: no row
 
@@ -76,8 +77,15 @@ def time_pairs(way, base):
     """Fills the pairs of a row whose promise is close; none where a run is too long for enough of them."""
     if min(base.seconds) * 20 > PAIRS_SECONDS:
         return
+    _pairs(way, base, PAIRS, PAIRS_SECONDS)
+    if verdict(way, None) == "open":
+        _pairs(way, base, LONGER * PAIRS, (LONGER - 1) * PAIRS_SECONDS)
+
+
+def _pairs(way, base, count, seconds):
+    """Goes on to `count` pairs, for at most `seconds`."""
     begin = time.perf_counter()
-    while len(way.pairs) < PAIRS and time.perf_counter() - begin < PAIRS_SECONDS:
+    while len(way.pairs) < count and time.perf_counter() - begin < seconds:
         if len(way.pairs) % 2:
             own = _timed(way)[0]
             way.pairs.append((own, _timed(base)[0]))
@@ -305,7 +313,7 @@ def run(options, version):
 def write_page(out):
     """costs.md from costs.json."""
     data = store.read_json(out / "costs.json")
-    lines = ["# Costs", "", INTRO.format(**data["about"], close=CLOSE, pairs=PAIRS), ""]
+    lines = ["# Costs", "", INTRO.format(**data["about"], close=CLOSE, pairs=PAIRS, longer=LONGER * PAIRS), ""]
     for name, records in data["networks"].items():
         rows = []
         for r in records:

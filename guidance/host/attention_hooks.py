@@ -623,7 +623,10 @@ def shadow_rows(call, options, x, roles):
 def _refuse_unreachable(call):
     """ValueError where an edit names layers that hold no attention which it could change."""
     session = call.session
+    reachable = vars(session).setdefault("reachable", set())      # asked once for a run
     for edit in call.edited:
+        if edit in reachable:
+            continue
         layers = session.selected(edit)
         if edit.kinds:
             edit.check(session.geometry, layers)
@@ -634,6 +637,7 @@ def _refuse_unreachable(call):
                                  "model. Nodes that leave blocks out or act on predictions can.")
             raise ValueError(f"{titled(edit)} changes {' or '.join(edit.kinds)} attention; the selected layers of {_network(session)} have {', '.join(kinds)} "
                              f"attention. It has:\n{session.geometry.describe()}")
+        reachable.add(edit)
 
 
 def _network(session):
@@ -642,11 +646,10 @@ def _network(session):
 
 def expected(call, options):
     """{(edit, layer)} of the edits that the rows of a network call carry, on the layers that hold attention of their kinds."""
-    pairs = set()
-    for edits, _ in call.chunks(options):
-        for edit in edits:
-            pairs.update((edit, layer) for layer in call.session.selected(edit) if set(edit.kinds) & set(layer.attentions))
-    return pairs
+    kept, carried = vars(call.session).setdefault("expected", {}), frozenset(edit for edits, _ in call.chunks(options) for edit in edits)
+    if carried not in kept:
+        kept[carried] = frozenset((edit, layer) for edit in carried for layer in call.session.selected(edit) if set(edit.kinds) & set(layer.attentions))
+    return kept[carried]
 
 
 def ran(net):
@@ -666,6 +669,8 @@ def check_fired(call, options):
     records = vars(call.session)
     records.setdefault("edits_wanted", set()).update(edit for edit, _ in wanted)
     records.setdefault("edits_fired", set()).update(edit for edit, _ in fired)
+    if wanted <= fired:
+        return
     marked = any(layer.key[0] is not None for layer in call.session.geometry.layers)
     reached = net.get("ran", set()) - net.get("excused", set())
     missing = [(e, x) for e, x in wanted - fired if (x in reached if marked else net.get("seen"))]

@@ -1,4 +1,5 @@
 """The bench's figures on known inputs, its verdicts, and that merging keeps what other runs measured."""
+import itertools
 import math
 
 import pytest
@@ -168,6 +169,17 @@ def test_costs_compare_within_a_repeat():
         fine.seconds = [1e-6]
         costs.time_pairs(fine, fine)
         assert len(fine.pairs) == costs.PAIRS and all(a >= 0 and b >= 0 for a, b in fine.pairs)
+
+
+@pytest.mark.parametrize("limit,times", ((1.5, 1), (0.5, 1), (1.0, costs.LONGER)))
+def test_pairs_that_leave_a_close_promise_open_go_on(limit, times, monkeypatch):
+    spread = itertools.cycle((1.0, 0.9, 1.1, 1.0))      # of the base and the way, then the way and the base: their ratios lie on both sides of 1
+    monkeypatch.setattr(costs, "_timed", lambda way: (next(spread), 0))
+    way, base = costs.Timed("x", "CFG", None, limit), costs.Timed("CFG", "CFG", None)
+    base.seconds = [1e-6]
+    costs.time_pairs(way, base)
+    assert len(way.pairs) == times * costs.PAIRS
+    assert costs.verdict(way, None) == {1.5: True, 0.5: False, 1.0: "open"}[limit]
 
 
 def test_things_of_a_picture_lie_where_its_depth_says():
