@@ -1,6 +1,6 @@
 """Weather, bad light and moving cameras for the scenes, and the bundled generator of such degradations (GenDeg): the bundled U-Net with the clean picture's latent as further input channels.
 
-`degrade` makes pictures for its training; `fresh` its weights before training, `whole` the network's parameters of them.
+`degrade` makes pictures for its training; `fresh` its weights before training, `whole` the network's parameters among them.
 """
 import math
 
@@ -13,10 +13,9 @@ from . import latents, networks, text
 from .scenes import SIZE, random_scene, render
 
 NAME = "degradation_generator"
-RANK = 16
 WORDS = dict(zip(KINDS, ("in in", "of of", "to to", "at at", "below below", "above above")))      # stand for the kinds: the bundled text encoder has no words for them
 PHRASES = {kind: f" {words}" for kind, words in WORDS.items()}
-FIRST, LAST = "input_blocks.0.0", "out.2"
+FIRST = "input_blocks.0.0.weight"
 
 
 def _line(length, angle):
@@ -95,20 +94,12 @@ def wide(operations, dtype=None, device=None):
                      dtype=dtype, device=device, operations=operations)
 
 
-def fresh(base, rank=RANK, seed=0):
-    """Weights before training {key: tensor}: what is added to the U-Net's (base: its parameters), the first convolution as a whole, and the projections of the level.
+def fresh(base, seed=0):
+    """Weights before training {key: tensor}: the U-Net's (base: its parameters), its first convolution widened, and the projections of the level.
 
     A bin's column changes smoothly from bin to bin, each token with a slope of its own, so that few examples serve all bins."""
-    g, w = torch.Generator().manual_seed(seed), {}
-    for key, value in base.items():
-        stem, _, last = key.rpartition(".")
-        if stem == FIRST and last == "weight":
-            w[key] = torch.cat((value, 0.3 * value), 1)
-        elif stem == LAST or value.ndim == 1:
-            w[key] = value.clone()
-        elif not stem.startswith("time_embed"):
-            out, given, *kernel = value.shape
-            w[f"{stem}.up"], w[f"{stem}.down"] = torch.zeros(out, rank), torch.randn(rank, value[0].numel(), generator=g) / value[0].numel() ** 0.5
+    g = torch.Generator().manual_seed(seed)
+    w = {key: torch.cat((value, 0.3 * value), 1) if key == FIRST else value.clone() for key, value in base.items()}
     at, width = torch.linspace(-1, 1, BINS), text.WIDTH
     slope, centre = 3 * torch.randn(text.LENGTH, 1, generator=g), 2 * torch.rand(text.LENGTH, 1, generator=g) - 1
     w["stats_proj.weight"] = torch.cat((torch.tanh(slope * (at - centre)), torch.zeros(text.LENGTH, 1)), 1)
@@ -118,22 +109,14 @@ def fresh(base, rank=RANK, seed=0):
     return w
 
 
-def whole(base, weights):
-    """The parameters {key: tensor} of the network with further input channels; differentiable with respect to `weights`."""
-    made = {}
-    for key, value in base.items():
-        stem = key.removesuffix(".weight")
-        if key in weights:
-            value = weights[key].to(value)
-        elif f"{stem}.up" in weights:
-            value = value + (weights[f"{stem}.up"].to(value) @ weights[f"{stem}.down"].to(value)).reshape(value.shape)
-        made[key] = value
-    return made
-
-
 def projections(weights):
     """Those of the level among the file's tensors."""
     return {k: v for k, v in weights.items() if k.startswith(("stats_proj.", "cc_projection."))}
+
+
+def whole(weights):
+    """The parameters {key: tensor} of the network with further input channels."""
+    return {k: v for k, v in weights.items() if k not in projections(weights)}
 
 
 def context_of(weights, encoder, captions, levels):

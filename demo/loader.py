@@ -130,7 +130,7 @@ def load_demo_patcher(kind, dtype=None, folder=FOLDER, disable_dynamic=False):
     if kind == "video":      # its file holds what is added to the U-Net
         weights = {**networks.of_frames(read("unet", folder)), **weights}
     elif kind == "degrading":
-        weights = degrading.whole(read("unet", folder), weights)
+        weights = degrading.whole(weights)
     device, offload = management.get_torch_device(), management.unet_offload_device()
     dtype = dtype or _storage_dtype(weights)
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, config.supported_inference_dtypes))

@@ -12,7 +12,7 @@ from . import networks, text
 
 
 def options(about, steps, batch):
-    """The command line: --host PATH [--out DIR] [--steps N] [--batch N] [--seed N] [--rate R]."""
+    """The command line: --host PATH [--out DIR] [--steps N] [--batch N] [--seed N] [--rate R] [--go-on]."""
     p = argparse.ArgumentParser(description=about)
     p.add_argument("--host", required=True)
     p.add_argument("--out", default="demo/weights")
@@ -20,6 +20,7 @@ def options(about, steps, batch):
     p.add_argument("--batch", type=int, default=batch)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--rate", type=float, default=2e-3)
+    p.add_argument("--go-on", action="store_true", help="begin with what an earlier run left in --out; give it another seed")
     return p.parse_args()
 
 
@@ -44,7 +45,13 @@ def train(o, name, fresh, batch, loss_of, held=8):
 
     fresh() -> {key: tensor}; batch(rng, n) -> what loss_of(weights, made, generator) takes. held: batches of 16 on which the figures are measured.
     """
-    weights = {k: v.requires_grad_() for k, v in fresh().items()}
+    path, before = os.path.join(o.out, f"{name}.safetensors"), 0
+    begin = fresh()
+    if o.go_on:
+        begin = {k: v.float() for k, v in load_file(path).items()}
+        with open(os.path.join(o.out, f"{name}.json"), encoding="utf-8") as f:
+            before = json.load(f)["steps"]
+    weights = {k: v.requires_grad_() for k, v in begin.items()}
     optimiser = torch.optim.AdamW(weights.values(), o.rate, betas=(0.9, 0.98), weight_decay=0.0)
     rng, generator = random.Random(o.seed), torch.Generator().manual_seed(o.seed)
     average = {k: v.detach().clone() for k, v in weights.items()}
@@ -70,9 +77,9 @@ def train(o, name, fresh, batch, loss_of, held=8):
             made = batch(random.Random(10_000 + i), 16)
             for found, w in ((with_it, average), (without, fresh())):
                 found.append(loss_of(w, made, torch.Generator().manual_seed(i)).item())
-    figures = {"steps": o.steps, "loss": round(sum(with_it) / held, 4), "loss_without_training": round(sum(without) / held, 4)}
+    figures = {"steps": before + o.steps, "loss": round(sum(with_it) / held, 4), "loss_without_training": round(sum(without) / held, 4)}
     print(figures)
-    save_file({k: v.half().contiguous() for k, v in average.items()}, os.path.join(o.out, f"{name}.safetensors"))
+    save_file({k: v.half().contiguous() for k, v in average.items()}, path)
     with open(os.path.join(o.out, f"{name}.json"), "w", encoding="utf-8") as f:
         json.dump(figures, f, indent=1)
         f.write("\n")

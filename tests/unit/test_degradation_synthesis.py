@@ -139,11 +139,11 @@ def test_more_of_a_degradation_is_further_away(kind):
 def test_the_bundled_file_is_whole():
     w, base = read(degrading.NAME), read("unet")
     generator = parse(w, "test", "file", phrases=degrading.PHRASES)
-    full = degrading.whole(base, w)
+    full = degrading.whole(w)
     assert generator.width == 128 and full.keys() == base.keys() and full["input_blocks.0.0.weight"].shape == (64, 32, 3, 3)
-    untouched = degrading.whole(base, degrading.fresh(base))
-    assert all(torch.equal(untouched[k], base[k]) for k in base if k != "input_blocks.0.0.weight")
-    assert torch.equal(untouched["input_blocks.0.0.weight"][:, :16], base["input_blocks.0.0.weight"])
+    untouched = degrading.whole(degrading.fresh(base))
+    assert all(torch.equal(untouched[k], base[k]) for k in base if k != degrading.FIRST)
+    assert torch.equal(untouched[degrading.FIRST][:, :16], base[degrading.FIRST])
     levels = torch.tensor([[0.05, 0.05], [0.3, 0.05]])
     told = F.linear(one_hot(levels), generator.weights[KEYS[0]])
     assert (told[0, 0] - told[1, 0]).abs().max() > 0.1      # the level is told
