@@ -12,13 +12,14 @@ from lodestar.demo.runner_errors import ExecutionFailed
 from lodestar.guidance.catalogue import ROOT, WORKFLOWS, methods, slug
 from lodestar.scripts._examples_reading import NEEDS_WEIGHTS
 
-# what leads by a loss or restores is the same tensors on every host and model: of these families a few examples are asked of the older hosts and of the DiT
+# what leads by a loss or restores is the same tensors on every host and model: of these families a few examples are asked of the older hosts and of the DiT; of trainings none
 SAME, ASKED = ("loss", "inverse", "particles", "distillation"), ("universal_guidance", "training_free_guidance", "null_space_sampler", "diffusion_posterior_sampling", "particle_steering")
 _SAME = {slug(m.title) for m in methods().values() if m.family in SAME} - set(ASKED)
 FILES = sorted((ROOT / WORKFLOWS / "api").glob("*.json"))
 ALIKE = {p.stem for p in FILES if p.stem in _SAME or p.stem.endswith(("_operator", "_loss"))}
-API = [pytest.param(p, marks=pytest.mark.newest if p.stem in ALIKE else (), id=p.stem) for p in FILES]
-RUNS = [pytest.param(p, g, marks=pytest.mark.newest if g == "dit" or p.stem in ALIKE else (), id=f"{p.stem}-{g}") for p in FILES for g in ("unet", "dit") if g == "unet" or p.stem not in ALIKE]
+HERE = ALIKE | {p.stem for p in FILES if p.stem.startswith("train_")}      # not asked of the older hosts
+API = [pytest.param(p, marks=pytest.mark.newest if p.stem in HERE else (), id=p.stem) for p in FILES]
+RUNS = [pytest.param(p, g, marks=pytest.mark.newest if g == "dit" or p.stem in HERE else (), id=f"{p.stem}-{g}") for p in FILES for g in ("unet", "dit") if g == "unet" or p.stem not in ALIKE]
 QUICK = 4
 REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI", "temporal_attention_temperature": "2025 or newer"} | {name: "December 2024" for name in (      # what the host from PyPI cannot do, and says so
     "corrfill", "feature_correspondence_guidance", "glyph_adaptive_attention", "depth_guided_attention_injection", "attend_and_excite", "boxdiff",
