@@ -12,7 +12,7 @@ from lodestar.demo.runner_errors import ExecutionFailed
 from lodestar.guidance.catalogue import ROOT, WORKFLOWS, methods, slug
 from lodestar.scripts._examples_reading import NEEDS_WEIGHTS
 
-# what leads by a loss or restores is the same tensors on every host and model: of these families a few examples are asked of the older hosts and of the DiT; of trainings none
+# what leads by a loss or restores is the same tensors on every host and model: of these families a few examples are asked of the older hosts and of the DiT
 SAME, ASKED = ("loss", "inverse", "particles", "distillation"), ("universal_guidance", "training_free_guidance", "null_space_sampler", "diffusion_posterior_sampling", "particle_steering")
 _SAME = {slug(m.title) for m in methods().values() if m.family in SAME} - set(ASKED)
 FILES = sorted((ROOT / WORKFLOWS / "api").glob("*.json"))
