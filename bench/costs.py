@@ -16,10 +16,10 @@ from .plan import Setup, table
 from .subject import Subject, cases
 
 INTRO = """Written by `./scripts/bench costs` on {device}, host ComfyUI {version}; Euler steps in interleaved repeats; medians of the ratios within a repeat, in brackets the
-quartiles. Rows that promise at most {close:g} are run up to {pairs} times more, each time beside their base, the order changing, and where that does not decide, up to {longer} times;
+quartiles. Rows within {close:.0%} of what they promise are run up to {pairs} times more, each time beside their base, the order changing, and where that does not decide, up to {longer} times;
 their promise is kept or not where the 90 % interval of the median says so, and else open. Evaluations: rows of network batches per picture, counted. The base is plain CFG of the same network ("w = 1" rows: no guidance). Networks that a method refuses have no row.
 A step of the bundled networks lasts a few hundredths of a second, and what an edit costs there is mostly Python's own time for each layer: judge limits of a few per cent by the larger networks."""
-CLOSE = 1.1      # promises up to here are closer than what single runs on a shared machine vary by: such rows are run beside their base again and again
+CLOSE = 0.1      # what single runs on a shared machine vary by: rows that are as close to their promise are run beside their base again and again
 PAIRS, PAIRS_SECONDS = 60, 120.0
 LONGER = 4       # how many times as many where the first pairs leave a promise open
 BASES = ("CFG", "no guidance, w = 1")
@@ -253,7 +253,7 @@ def measure(name, ways, options, steps=None):
         bar.close()
     bases = {w.label: w for w in ways}
     for way in ways:
-        if way.error is None and way.limit is not None and 1.0 < way.limit <= CLOSE:
+        if way.error is None and way.limit is not None and way.limit > 1.0 and abs(ratios(way, bases[way.base])[0] / way.limit - 1) < CLOSE:
             time_pairs(way, bases[way.base])
     records = []
     for way in ways:

@@ -7,7 +7,7 @@ from ..demo.scenes import BACKGROUNDS
 from ..demo.weights_file import read
 from . import references
 
-SAMPLES, STEPS, TRAINING, SEED = 96, 12, 200, 50_002     # of the model without a prompt; no seed of the training
+SAMPLES, STEPS, TRAINING, SEED = 384, 12, 400, 50_002     # of the model without a prompt; no seed of the training
 BUNDLED = {"$noisy_encoder": "noisy_encoder", "$backgrounds": "noisy_backgrounds", "$contrast_value": "value_contrast"}
 TRAINED = ("$discriminator", "$contrasts", "$rarities", "$trained", "$trained_experts")
 NAMES = ("$noisy_encoder", "$caption_texts", "$known", "$backgrounds", "$grounds", "$contrast_value", *TRAINED)
@@ -63,9 +63,9 @@ def _trained(text, subject):
     from .stats import contrast
     if text.startswith("$trained"):
         rng, experts = random.Random(SEED + 1), 4 if text == "$trained_experts" else 1
-        scenes = [random_scene(rng) for _ in range(4 * SAMPLES)]
+        scenes = [random_scene(rng) for _ in range(SAMPLES)]
         grounds = torch.tensor([float(tuple(BACKGROUNDS).index(s.background)) for s in scenes])
-        return train(TrainNoiseAwareClassifier(examples=Examples(((subject.rendered(scenes), grounds),)), experts=experts, steps=2 * TRAINING // (1 + (experts > 1)), batch=24, width=32).validate(), subject.model)[0]
+        return train(TrainNoiseAwareClassifier(examples=Examples(((subject.rendered(scenes), grounds),)), experts=experts, steps=TRAINING // (1 + (experts > 1)), batch=24, width=32).validate(), subject.model)[0]
     own = made(subject)
     if text == "$discriminator":
         rng = random.Random(SEED)
@@ -74,7 +74,7 @@ def _trained(text, subject):
     else:
         scores = contrast(subject.pictures(own)) if text == "$contrasts" else rarity(subject, own)
         examples, bins = Examples(((own, scores),)), 4
-    return train(TrainNoiseAwareClassifier(examples=examples, bins=bins, steps=TRAINING if bins else 4 * TRAINING, batch=24, width=32).validate(), subject.model)[0]
+    return train(TrainNoiseAwareClassifier(examples=examples, bins=bins, steps=TRAINING, batch=24, width=32).validate(), subject.model)[0]
 
 
 def rarity(subject, latents):

@@ -16,7 +16,7 @@ from ..guidance.particles.swarm import Swarm
 from .exactness import Gaussians, schedule
 
 COUNTS, CANDIDATES = (4, 8, 16, 32, 64, 128, 256), (1, 2, 4, 8, 16, 32)
-STEPS, RUNS, SAMPLES, MANY = 50, 10, 1000, 5000
+STEPS, RUNS, SAMPLES, MANY = 50, 100, 10_000, 100_000
 TOP, LOW, REFINED = 20.0, 0.02, (25, 50, 100, 200)
 
 

@@ -185,13 +185,22 @@ def apply_rows(groups, q, k, v, attend, site):
     groups: [(start, stop, edits)] over the rows in order; attend(q, k, v, start, stop) is the network's own attention of those rows.
     Rows without edits are run by the network's own attention, together when nothing is edited.
     """
-    if all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):
-        out = attend(q, k, v, 0, q.shape[0])
-        for start, stop, edits in groups:
-            for edit in edits:
-                edit.observe(rows_of(site, start, stop, q.shape[0]), q[start:stop], k[start:stop])
-        return out
-    return by_groups(groups, q, k, v, attend, lambda start, stop: rows_of(site, start, stop, q.shape[0]))
+    local = lambda start, stop: rows_of(site, start, stop, q.shape[0])
+    return observed(groups, q, k, v, attend, local) if only_observed(groups) else by_groups(groups, q, k, v, attend, local)
+
+
+def only_observed(groups):
+    """Whether nothing in any group changes anything."""
+    return all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits)
+
+
+def observed(groups, q, k, v, attend, local):
+    """One call for all rows, of which each group's observers see their own; local(start, stop): the Site as they see it."""
+    out = attend(q, k, v, 0, q.shape[0])
+    for start, stop, edits in groups:
+        for edit in edits:
+            edit.observe(local(start, stop), q[start:stop], k[start:stop])
+    return out
 
 
 def by_groups(groups, q, k, v, attend, local, scaled=None):

@@ -47,10 +47,20 @@ class Temperature(AttentionEdit):
         return "all"
 
     def apply(self, site, q, k, v, attend):
-        tau = temperatures(self.mask.to(q.device), site.height, site.width, self.gain).flatten()
-        # one row per cell, the videos of the batch one after the other
-        tau = tau.repeat(q.shape[0] // tau.shape[0])[:, None, None, None]
-        return attend((q / tau).to(q.dtype), k, v)
+        return attend((q / self._of_rows(site.height, site.width, q)).to(q.dtype), k, v)
+
+    @cached_property
+    def _kept(self):
+        return {}
+
+    def _of_rows(self, height, width, q):
+        """The temperatures [rows, 1, 1, 1] of queries: one row per cell, the videos of the batch one after the other. Kept, as every layer of a size asks in every step."""
+        key = height, width, q.shape[0], q.device
+        if key not in self._kept:
+            with torch.inference_mode(False):      # a later call may want gradients
+                tau = temperatures(self.mask.to(q.device).clone(), height, width, self.gain).flatten()
+                self._kept[key] = tau.repeat(q.shape[0] // tau.shape[0])[:, None, None, None]
+        return self._kept[key]
 
 
 @frozen(eq=False)

@@ -9,7 +9,7 @@ import logging
 
 import torch
 
-from ..attention.edits import AttentionObserver, Site, Tempering, by_groups, fit_bias, rows_of, titled
+from ..attention.edits import Site, Tempering, by_groups, fit_bias, observed, only_observed, rows_of, titled
 from ..attention.regions import WHOLE
 from ..frozen import changed
 from ..layers import JOINT_FAMILIES
@@ -226,12 +226,8 @@ def _rows(groups, q, k, v, attend, site, call, options, scaled=None):
         return changed(rows_of(site, start, stop, count), extra=_cut(site.extra, slice(start, stop)), window=window)
 
     whole = (groups[0][0], groups[-1][1]) == (0, q.shape[0])      # not where a second text runs group after group
-    if whole and all(isinstance(e, AttentionObserver) for _, _, edits in groups for e in edits):      # nothing changes: one call for all rows
-        out = attend(q, k, v, 0, q.shape[0])
-        for start, stop, edits in groups:
-            for edit in edits:
-                edit.observe(local(start, stop), q[start:stop], k[start:stop])
-        return out
+    if whole and only_observed(groups):
+        return observed(groups, q, k, v, attend, local)
     return by_groups(groups, q, k, v, attend, local, scaled)
 
 

@@ -55,7 +55,7 @@ def test_each_relation_holds(relation):
 def test_random_graphs_that_have_a_layout_are_solved():
     """Relations read off a random arrangement of four things can hold; at most one in twenty is not found."""
     rng, missed = random.Random(0), 0
-    for trial in range(40):
+    for trial in range(20):
         places = {n: (rng.random(), rng.random()) for n in "abcd"}
         rows = []
         for p, q in itertools.combinations("abcd", 2):
@@ -67,7 +67,7 @@ def test_random_graphs_that_have_a_layout_are_solved():
         by = {t.name: t for t in things}
         if worst is None:
             assert all(violations(by[a], r, by[b], 0.02)[0][2] <= 0.015 for a, r, b in rows)
-    assert missed <= 2
+    assert missed <= 1
 
 
 def test_free_things_keep_apart_and_layouts_are_deterministic():
