@@ -45,12 +45,11 @@ def train(o, name, fresh, batch, loss_of, held=8):
 
     fresh() -> {key: tensor}; batch(rng, n) -> what loss_of(weights, made, generator) takes. held: batches of 16 on which the figures are measured.
     """
-    path, before = os.path.join(o.out, f"{name}.safetensors"), 0
-    begin = fresh()
+    path, begin, before = os.path.join(o.out, f"{name}.safetensors"), fresh(), {"steps": 0}
     if o.go_on:
         begin = {k: v.float() for k, v in load_file(path).items()}
         with open(os.path.join(o.out, f"{name}.json"), encoding="utf-8") as f:
-            before = json.load(f)["steps"]
+            before = json.load(f)
     weights = {k: v.requires_grad_() for k, v in begin.items()}
     optimiser = torch.optim.AdamW(weights.values(), o.rate, betas=(0.9, 0.98), weight_decay=0.0)
     rng, generator = random.Random(o.seed), torch.Generator().manual_seed(o.seed)
@@ -77,7 +76,7 @@ def train(o, name, fresh, batch, loss_of, held=8):
             made = batch(random.Random(10_000 + i), 16)
             for found, w in ((with_it, average), (without, fresh())):
                 found.append(loss_of(w, made, torch.Generator().manual_seed(i)).item())
-    figures = {"steps": before + o.steps, "loss": round(sum(with_it) / held, 4), "loss_without_training": round(sum(without) / held, 4)}
+    figures = {"steps": before["steps"] + o.steps, "loss": round(sum(with_it) / held, 4), "loss_without_training": before.get("loss_without_training", round(sum(without) / held, 4))}
     print(figures)
     save_file({k: v.half().contiguous() for k, v in average.items()}, path)
     with open(os.path.join(o.out, f"{name}.json"), "w", encoding="utf-8") as f:
