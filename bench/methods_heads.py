@@ -39,7 +39,8 @@ ENTRIES = (
           (_free("Discriminator Guidance, scale 1", use(DISCRIMINATOR, classifier="$discriminator", scale=1.0), (Claim("frechet", "lower"),)),
            _free("Discriminator Guidance, scale 5", use(DISCRIMINATOR, classifier="$discriminator", scale=5.0), (Claim("frechet", "lower"),), name="scale 5"))),
     Entry("LodestarMinorityGuidance",
-          (_free("Minority Guidance, scale 4", use(MINORITY, classifier="$rarities", scale=4.0), (Claim("rarity", "higher"),), "rarity"),)),
+          (_free("Minority Guidance, scale 4", use(MINORITY, classifier="$rarities", scale=4.0), (Claim("rarity", "higher"),), "rarity"),
+           _free("Minority Guidance, scale 40", use(MINORITY, classifier="$rarities", scale=40.0), (Claim("rarity", "higher"),), "rarity", name="scale 40"))),
     Entry("LodestarReturnGuidance",
           (_free("Return Guidance to contrast, eta 20", use(RETURNS, classifier="$contrasts", eta=20.0), (Claim("std_ratio", "higher"),)),)),
     Entry("LodestarTrainNoiseAwareClassifier",      # trained when it is measured, on 384 rendered scenes
