@@ -36,7 +36,7 @@ Words outside its vocabulary are ignored, with one warning that names them. An E
 
 `video` makes one video of eight frames from an Empty Latent Image of 128 x 128 with batch size 8: the objects drift, the background stands still. Its prompts are the same.
 
-`degrading` is for degraded pictures of a clean one (haze, rain, snow, motion blur, low light, raindrops): connect it to Degradation Synthesis. It was trained by `demo/train_degrading.py` for some fifty minutes: after so short a training it draws the clean picture's things on its own ground, rain and snow (as specks for other kinds too), hardly haze or blur, and the level is followed weakly.
+`degrading` is for degraded pictures of a clean one (haze, rain, snow, motion blur, low light, raindrops): connect it to Degradation Synthesis. It was trained by `demo/train_degrading.py` for some fifty minutes: after so short a training it draws the clean picture's things on its own ground, rain and snow (as specks for other kinds too), hardly haze or blur; the level follows what is asked for roughly (12 pictures: correlation of the means 0.53, without a level -0.29).
 
 The outputs behave like those of any other checkpoint: prompt weights, KSampler, VAE Decode, LoRA-style weight patches, saving latents.
 The generators share the text encoder and the latents.

