@@ -25,6 +25,8 @@ def _may_be_compiled(session):
 
 def _wrapped(session):
     from .attach import KEY
+    if not hasattr(session.guider, "model_options"):      # older hosts: what stands around the network cannot be seen
+        return True
     options = session.guider.model_options.get("transformer_options", {})
     sources = options.get("wrappers", {}), getattr(session.guider.model_patcher, "wrappers", {})
     return any(found and key != KEY for wrappers in sources for kind in ("apply_model", "diffusion_model") for key, found in wrappers.get(kind, {}).items())

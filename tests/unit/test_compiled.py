@@ -54,3 +54,6 @@ def test_hooks_inside_another_wrapper_are_left_out():
     """The host's own node swaps the compiled network in there, where it cannot be seen before."""
     assert left_out(session(network(), **{KEY: [hook], "torch.compile": [hook]}))
     assert not left_out(session(network(), other=[]))
+    old = session(network())
+    old.guider = SimpleNamespace()      # of hosts before the wrappers
+    assert left_out(old)

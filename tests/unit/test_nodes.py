@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import types
 
 import pytest
@@ -193,34 +192,37 @@ def test_the_pack_exports_one_kind_of_node(pack):
 
 def test_import_is_quiet_quick_and_without_comfy(tmp_path):
     code = """
-import sys, time
+import os, sys, time, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded")      # it has not begun to compute
 sys.path.append("scripts")
 import _alias
 sys.path.pop()
 _alias.install()
 import torch, PIL.Image, PIL.ImageDraw, PIL.ImageFont
-begin, cpu = time.perf_counter(), time.process_time()
-from lodestar import nodes
-nodes.v1_classes()
-print(min(time.perf_counter() - begin, time.process_time() - cpu))
-assert not [m for m in sys.modules if m.split(".")[0] in ("comfy", "comfy_api", "comfy_extras")]
+for _ in range(6):      # a busy machine is no reason to fail
+    child = os.fork() if hasattr(os, "fork") else 0      # torch is imported once
+    if child:
+        if os.waitpid(child, 0)[1]:
+            break
+        continue
+    begin, cpu = time.perf_counter(), time.process_time()
+    from lodestar import nodes
+    nodes.v1_classes()
+    print(min(time.perf_counter() - begin, time.process_time() - cpu), flush=True)
+    assert not [m for m in sys.modules if m.split(".")[0] in ("comfy", "comfy_api", "comfy_extras")]
+    break
 """
-    best = 9.0
     # a copy, so that its modules are compiled, as in an installation: the first start of a new version may take longer
     for name in ("guidance", "nodes", "demo", "scripts"):
         shutil.copytree(catalogue.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(catalogue.ROOT / "__init__.py", tmp_path)
     compileall.compile_dir(tmp_path, quiet=1)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    for _ in range(4):      # a busy machine is no reason to fail
-        done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == "" and len(done.stdout.splitlines()) == 1
-        best = min(best, float(done.stdout))
-        if best < 0.3:
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"importing the pack takes {best:.2f} s")
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    tries = [float(line) for line in done.stdout.splitlines()]
+    assert len(tries) == (6 if hasattr(os, "fork") else 1)
+    assert min(tries) < 0.3, f"importing the pack takes {min(tries):.2f} s"
 
 
 def test_generated_pages_are_up_to_date():
