@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import compileall
 import logging
 import os
 import re
@@ -212,11 +211,10 @@ for _ in range(6):      # a busy machine is no reason to fail
     assert not [m for m in sys.modules if m.split(".")[0] in ("comfy", "comfy_api", "comfy_extras")]
     break
 """
-    # a copy, so that its modules are compiled, as in an installation: the first start of a new version may take longer
+    # a copy, so that its modules are compiled once, as in an installation: the first start of a new version may take longer
     for name in ("guidance", "nodes", "demo", "scripts"):
-        shutil.copytree(catalogue.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(catalogue.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     shutil.copy(catalogue.ROOT / "__init__.py", tmp_path)
-    compileall.compile_dir(tmp_path, quiet=1)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
