@@ -198,18 +198,20 @@ import _alias
 sys.path.pop()
 _alias.install()
 import torch, PIL.Image, PIL.ImageDraw, PIL.ImageFont
-for _ in range(6):      # a busy machine is no reason to fail
+for _ in range(12):      # a busy machine is no reason to fail
     child = os.fork() if hasattr(os, "fork") else 0      # torch is imported once
     if child:
-        if os.waitpid(child, 0)[1]:
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 7:
             break
+        time.sleep(0.3)
         continue
     begin, cpu = time.perf_counter(), time.process_time()
     from lodestar import nodes
     nodes.v1_classes()
-    print(min(time.perf_counter() - begin, time.process_time() - cpu), flush=True)
+    took = min(time.perf_counter() - begin, time.process_time() - cpu)
+    print(took, flush=True)
     assert not [m for m in sys.modules if m.split(".")[0] in ("comfy", "comfy_api", "comfy_extras")]
-    break
+    os._exit(0 if took < 0.3 else 7)      # without torch's own goodbye
 """
     # a copy, so that its modules are compiled once, as in an installation: the first start of a new version may take longer
     for name in ("guidance", "nodes", "demo", "scripts"):
@@ -217,10 +219,9 @@ for _ in range(6):      # a busy machine is no reason to fail
     shutil.copy(catalogue.ROOT / "__init__.py", tmp_path)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    tries = [float(line) for line in done.stdout.splitlines()]
-    assert len(tries) == (6 if hasattr(os, "fork") else 1)
-    assert min(tries) < 0.3, f"importing the pack takes {min(tries):.2f} s"
+    assert (done.returncode == 0 or not hasattr(os, "fork")) and done.stderr == "", done.stderr
+    best = min(float(line) for line in done.stdout.splitlines())
+    assert best < 0.3, f"importing the pack takes {best:.2f} s"
 
 
 def test_generated_pages_are_up_to_date():
