@@ -474,7 +474,7 @@ def _override(call, previous):
         net = options.get("lodestar_net")
         if net is None:
             return base(*args, **kwargs)
-        net["prelude"] = None
+        net["seen"], net["prelude"] = True, None
         place = _place(call, options, net)
         known = _known(call, options, net)
         if known is not None and place is not None and kwargs.get("mask") is None and len(args) == 4:
@@ -484,7 +484,6 @@ def _override(call, previous):
                 return _as_before(known[key], net, place["layer"], base, args, kwargs)
         else:
             key = None
-        net["seen"] = True
         axis = 2 if kwargs.get("skip_reshape", False) else 1
         q_tokens, k_tokens = args[0].shape[axis], args[1].shape[axis]
         shadow, appended, main = net.get("shadow"), net.get("appended"), net["rows"]
@@ -548,7 +547,6 @@ def _keep(known, key, attention, site, layer, groups):
 
 def _as_before(found, net, layer, base, args, kwargs):
     """An attention call as `_keep` found it."""
-    net["seen"] = True
     if found is None:
         return base(*args, **kwargs)
     _, edits, factor, width = found
