@@ -242,7 +242,6 @@ def page(data):
     if data["growth"]:
         g = data["growth"]
         rows = [(route, mib(r["most_of_10"]), mib(r[f"most_of_{r['steps']}"]), f"{r['left'] / 1024:.1f} KiB") for route, r in g.items()]
-        lines += ["## Growth over a run", "", "The most that is allocated at once beside the weights, in short and long runs of the bundled U-Net, and what is left behind after the long one. "
-                  "What the hooks of a step hold (a latent or two) is freed by Python's garbage collector, not at once; nothing of it is there after a collection.", "",
+        lines += ["## Growth over a run", "", "The most that is allocated at once beside the weights, in short and long runs of the bundled U-Net, and what is left behind after the long one.", "",
                   table(("gradient", "10 steps", f"{g['network']['steps']} steps", "left behind"), rows), ""]
     return "\n".join(lines)

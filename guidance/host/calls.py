@@ -41,6 +41,10 @@ class Call:
         self._carried = (None, (), ())          # what `_of_plan` found
         self.notes = {}                         # {(edit, Branch): [(uuid, layer, tensor)]} of the readings
 
+    def close(self):
+        """Lets go of the options, whose hooks hold the call: its latents are freed at once, without the garbage collector."""
+        self.options = self.live = self.network = None
+
     # conditionings
 
     def conds_of(self, branch, x=None):

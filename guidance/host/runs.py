@@ -79,24 +79,33 @@ def predict_noise(executor, x, timestep, model_options={}, seed=None):
     plan = engine.plan(run, step, 1.0 if scale is None else float(scale))
     if plan.idle and plan.w == scale:
         # nothing acts here: the host's own way, bit for bit; only the count of evaluations is kept
-        return executor(x, timestep, _with_call(model_options, Call(session, plan, step)), seed)
-    seen = {}
+        call = Call(session, plan, step)
+        try:
+            return executor(x, timestep, _with_call(model_options, call), seed)
+        finally:
+            call.close()
+    seen, calls = {}, []
 
     def guided(at):
         call = Call(session, plan, step if at is x else _at(step, at))
+        calls.append(call)
         base = _evaluate(executor, call, at, timestep, model_options, seed, guider, scale)
         seen.clear()
         seen.update(call.predictions)
         base = engine.settle(run, call.step, plan, base, seen[POSITIVE]) if plan.gates and NEGATIVE in seen else base
         return engine.add(run, call.step, plan, base, seen)
 
-    if plan.steers:
-        step.free = _free(session.arguments["denoise_mask"], x) if "denoise_mask_function" not in model_options else None
-        with gradients.host_context(session):
-            run.context.alone = _alone(session, plan, step, timestep, model_options)
-            denoised = engine.steer(run, step, plan, guided)
-    else:
-        denoised = guided(x)
+    try:
+        if plan.steers:
+            step.free = _free(session.arguments["denoise_mask"], x) if "denoise_mask_function" not in model_options else None
+            with gradients.host_context(session):
+                run.context.alone = _alone(session, plan, step, timestep, model_options, calls)
+                denoised = engine.steer(run, step, plan, guided)
+        else:
+            denoised = guided(x)
+    finally:
+        for call in calls:      # not before: a backward pass runs blocks, and their hooks, again
+            call.close()
     engine.observe(run, step, plan, seen)
     return engine.finish(run, step, plan, denoised, seen)
 
@@ -121,12 +130,13 @@ def _at(step, x):
     return dataclasses.replace(step, x=x)
 
 
-def _alone(session, plan, step, timestep, model_options):
+def _alone(session, plan, step, timestep, model_options, calls):
     """A function (x, observers) -> the conditional prediction at x alone, with the run's edits, and these observers in place of all others; `branch`: another one in its place, with a source
-    that of the reference, whose rows carry the branch's own edits."""
+    that of the reference, whose rows carry the branch's own edits. Its calls are added to `calls`."""
     def predict(x, observers=(), branch=POSITIVE):
         edits = tuple(e for e in plan.edits if not isinstance(e, AttentionObserver)) + tuple(observers)
         call = Call(session, dataclasses.replace(plan, edits=edits, branches=()), _at(step, x))
+        calls.append(call)
         call.main_done = True
         options = _with_call(model_options, call)
         attention_hooks.install(call, options)

@@ -1,4 +1,7 @@
 """Gradients inside a real ComfyUI: ended in the middle, masked, with weights that are brought when they are used; memory over a long run; who goes back through the network at all."""
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -151,6 +154,31 @@ def test_memory_does_not_grow_with_the_steps(modern, route, long):
         most.append(memory.most)
         assert memory.left < 2 ** 18
     assert most[1] < 1.02 * most[0] + 2 ** 16
+
+
+@pytest.mark.newest
+@ROUTES
+@pytest.mark.parametrize("kind", ("unet", "flux"))
+def test_a_step_is_freed_at_once_without_the_garbage_collector(modern, kind, route, monkeypatch):
+    from lodestar.guidance.host import runs
+    from lodestar.guidance.host.attach import attach
+    from lodestar.guidance.perturbation.pag import PerturbedAttentionGuidance
+    from lodestar.guidance.perturbation.slg import SkipLayerGuidance
+    lab, made, alive = modern, [], []
+
+    class Call(runs.Call):
+        def __init__(self, *given):
+            super().__init__(*given)
+            alive.append(sum(ref() is not None for ref in made))
+            made.append(weakref.ref(self))
+    monkeypatch.setattr(runs, "Call", Call)
+    gc.collect()
+    gc.disable()
+    try:
+        lab.euler(model=lab.guided(attach(attach(lab.models[kind], PerturbedAttentionGuidance()), SkipLayerGuidance()), route), kind=kind, steps=5)
+    finally:
+        gc.enable()
+    assert len(made) >= 5 and max(alive) <= 1 and not any(ref() for ref in made)
 
 
 @pytest.mark.method("LodestarDreamguider", "LodestarManifoldPreservingGuidance")
