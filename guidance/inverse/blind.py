@@ -42,7 +42,7 @@ class BlindPosteriorSampling(Solver):
     A kernel of sum 1 has always the same absolute sum, so the prior that makes it sparse is of the square roots. BlindDPS gives the kernel a diffusion model of its own; here its prior is that it is a
     kernel. The bands change something because norms are not squared and weights differ: with equal weights and squares they are the spatial term itself. The paper's own weights could not be
     read; 1 and 0.1 are those of a published note. Rate 0: not blind, the frequency-aware term with the operator as it is.
-    Defaults: found on the bundled model. Limits: a picture and its kernel are known up to a common shift; kernels much larger than what the first guess can undo are not found. Cost: one backward pass through the network; for
+    Defaults: found on the bundled model. Limits: a picture and its kernel are known up to a common shift, its brightness and its exposure up to a common factor, which the model alone tells; kernels much larger than what the first guess can undo are not found. Cost: one backward pass through the network; for
     pictures `inner` + 1 decoder passes.
     """
 

@@ -9,7 +9,7 @@ import torch
 
 from .operators import GaussianBlur, KernelBlur, LowLight
 from .operators.convolved import Convolution
-from .operators.curved import _straight
+from .operators.curved import exposed
 from .problem import Problem
 
 
@@ -69,8 +69,7 @@ class Estimate:
         theta = theta.repeat_interleave(u.shape[0] // theta.shape[0], 0).to(u)
         if self.kind == "exposure":
             gain, gamma = theta.exp().T.reshape(2, -1, *[1] * (u.ndim - 1))
-            seen = gain * u.clamp(min=1e-4).pow(gamma)
-            return _straight(seen.clamp(0, 1), seen)      # the gradient of what is cut off is kept, so that the gain finds its way
+            return exposed(u, gain, gamma)
         return blurred(u, self.kernels(theta))
 
     def kernels(self, theta):

@@ -66,11 +66,15 @@ class PseudoinverseGuidance(Solver):
 
 
 def reach(problem, denoised, d, lever):
-    """k, per sample: 1, or less where the step would go beyond the place along d that has the least residual; `lever`: the state moves by lever d."""
+    """k, per sample: 1, or less where the step would go beyond the place along d that has the least residual; `lever`: the state moves by lever d.
+
+    The change along d is that of a step of at most 1 (root mean square): operators that cut pictures off, and decoders, tell nothing of longer ones.
+    """
     batch = denoised.shape[0]
     with torch.no_grad():
+        t = 1 / per_sample(d, batch).square().mean(1).sqrt().clamp(min=1).view(-1, *[1] * (d.ndim - 1))
         before = problem.residual(problem.picture(denoised))
-        change = per_sample(before - problem.residual(problem.picture(denoised + d)), batch)
+        change = per_sample(before - problem.residual(problem.picture(denoised + t * d)), batch) / t.flatten(1)
         k = (per_sample(before, batch) * change).sum(1) / (lever * change.square().sum(1)).clamp(min=1e-20)
     return k.clamp(0, 1).to(d).view(-1, *[1] * (d.ndim - 1))
 

@@ -33,7 +33,7 @@ class REDdiff(Solver):
     not used.
 
     Defaults: prior 0.25, rate 0.1, linear, deviation 0 as the authors', who take 100 to 1000 steps: give the scheduler many, or inner more than 1. The ratio of
-    prior and data counts, not their size, since Adam divides by it. Cost: one evaluation per Adam step; for pictures the decoder's backward.
+    prior and data counts, not their size, since Adam divides by it. The start is A+ y; of noisy measurements A^T (A A^T + noise^2)^-1 y. Cost: one evaluation per Adam step; for pictures the decoder's backward.
     """
 
     node_id = "LodestarREDdiff"
@@ -57,7 +57,7 @@ class REDdiff(Solver):
         problem = self.prepared(problem, x)
         batch, count = x.shape[0], problem.count(x.shape[0])
         m = x.new_zeros(x.shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        m = m if self.start == "zero" else problem.first(m)
+        m = m if self.start == "zero" else self.begun(problem, m)
         first, second, step = torch.zeros_like(m), torch.zeros_like(m), 0
         for i in range(len(sigmas) - 1):
             for _ in range(self.inner):
@@ -68,6 +68,12 @@ class REDdiff(Solver):
             if callback is not None:
                 callback(i, m, sigmas[i], m)
         return m.to(x)
+
+    def begun(self, problem, zero):
+        """A+ y; with noise and a linear operator the estimate of a standard Gaussian, where A+ would swell the noise."""
+        if problem.operator.linear and problem.deviation > 0:
+            return problem.corrected(zero, damping=(1.0, problem.deviation**2))
+        return problem.first(zero)
 
     def gradient(self, evaluate, m, sigmas, i, problem, flow, draw, count, batch):
         """The gradient of m at level i."""

@@ -122,6 +122,21 @@ def test_straight_through_gradients_are_of_the_identity():
         torch.testing.assert_close(slope, g, atol=1e-5, rtol=0)      # the colour matrix and its rounded inverse
 
 
+@pytest.mark.parametrize("operator", [LowLight(0.2), LowLight(4.0, 0.5), LowLight(0.25, 2.2)], ids=lambda o: f"{o.gain} {o.gamma}")
+def test_estimates_beyond_what_an_exposure_shows_come_back(operator):
+    """Black and burnt pixels have a gradient towards the measurement, and none where they agree with it."""
+    u = torch.tensor([-3.0, 0.5, 40.0], dtype=torch.float64).view(1, 1, 1, 3).expand(1, 3, 2, 3).clone().requires_grad_(True)
+    seen = operator.measure(u)
+    torch.testing.assert_close(seen[..., 0].detach(), torch.zeros_like(seen[..., 0]), atol=5e-3, rtol=0)
+    assert bool((seen[..., 2] == 1).all())
+    up, = torch.autograd.grad(0.5 * (seen - 0.4).square().sum(), u, retain_graph=True)
+    assert bool((up[..., 0] < 0).all()) and bool((up[..., 2] > 0).all())
+    none, = torch.autograd.grad(0.5 * (seen - seen.detach()).square().sum(), u)
+    assert not none.any()
+    inside = torch.full((1, 3, 2, 3), 0.06, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(operator.measure, inside)
+
+
 def test_average_is_the_mean_and_its_inverse_repeats():
     u = random((1, 1, 6, 7))
     y = SuperResolution(4).measure(u)

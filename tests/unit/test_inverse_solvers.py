@@ -10,7 +10,7 @@ import torch
 from lodestar.guidance.inverse import ddnm, levels, lgd, mpgd, pigdm, problem, psld, reddiff, repaint, resample, solver
 from lodestar.guidance.inverse.dps import DiffusionPosteriorSampling
 from lodestar.guidance.inverse.levels import noise_source
-from lodestar.guidance.inverse.operators import Colourisation, GaussianBlur, Inpainting, Jpeg, MissingTraces, MotionBlur, Quantisation, RandomProjection, SuperResolution, Wavelet
+from lodestar.guidance.inverse.operators import Colourisation, GaussianBlur, Inpainting, Jpeg, LowLight, MissingTraces, MotionBlur, Quantisation, RandomProjection, SuperResolution, Wavelet
 from lodestar.guidance.inverse.problem import Problem
 from lodestar.guidance.method import BadInput
 from lodestar.tests.toys import euler, gaussian, levels as schedule, mixture, state
@@ -336,6 +336,28 @@ def test_repaint_returns_what_is_known(flow):
     torch.testing.assert_close(run(REPAINT(rounds=1), model, x, sigmas, nothing, flow), plain)
     with pytest.raises(BadInput, match="Inpainting, Missing Traces"):
         run(REPAINT(), model, x, sigmas, task(GaussianBlur(1.0)), flow)
+
+
+@pytest.mark.method("LodestarPseudoinverseGuidance")
+def test_pigdm_does_not_run_away_where_the_operator_cuts_off():
+    """A direction far longer than pictures are is measured within them, where the exposure still answers."""
+    given = Problem(LowLight(0.2), 0.1 * torch.ones(1, 3, 4, 4, dtype=torch.float64), 0.02)
+    before, d = torch.full((1, 3, 4, 4), 0.2, dtype=torch.float64), torch.full((1, 3, 4, 4), 1000.0, dtype=torch.float64)
+    k = pigdm.reach(given, before, d, 1.0)
+    torch.testing.assert_close(before + k * d, torch.full_like(d, 0.5))      # where the residual is 0
+
+
+@pytest.mark.method("LodestarREDdiff")
+def test_red_diff_starts_from_what_a_noisy_measurement_tells():
+    """A blur's A+ swells the noise beyond the picture; the start is the estimate of a standard Gaussian, and A+ y where there is no noise."""
+    zero, blur = torch.zeros(1, 3, 16, 16, dtype=torch.float64), GaussianBlur(3.0)
+    truth = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noisy = Problem(blur, blur.measure(truth) + 0.05 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64), 0.05)
+    begun = RED().begun(noisy, zero)
+    assert (begun - truth).square().mean() < truth.square().mean() < 0.1 * (noisy.first(zero) - truth).square().mean()
+    torch.testing.assert_close(begun, blur.solve(noisy.y, 1.0, 0.05**2, zero))
+    exact = dataclasses.replace(noisy, noise=0.0)
+    assert torch.equal(RED().begun(exact, zero), exact.first(zero))
 
 
 @pytest.mark.method("LodestarREDdiff")

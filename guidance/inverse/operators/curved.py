@@ -14,6 +14,7 @@ from .base import Operator, flat
 BRIGHTNESS = ((16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55), (14, 13, 16, 24, 40, 57, 69, 56), (14, 17, 22, 29, 51, 87, 80, 62),
               (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92), (49, 64, 78, 87, 103, 121, 120, 101), (72, 92, 95, 98, 112, 100, 103, 99))
 COLOUR = ((17, 18, 24, 47, 99, 99, 99, 99), (18, 21, 26, 66, 99, 99, 99, 99), (24, 26, 56, 99, 99, 99, 99, 99), (47, 66, 99, 99, 99, 99, 99, 99), *((99,) * 8,) * 4)
+LEAST = 0.05     # of a picture in [0, 1]; below it the slope of a power is next to 0 or without bound
 TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
@@ -126,13 +127,26 @@ class Quantisation(Curved):
         return y
 
 
+def exposed(u, gain, gamma):
+    """clip(gain max(u, 0)^gamma, 0, 1); gain, gamma: numbers, or tensors that fit u. The gradient goes straight through the cuts, in u with the slope at u or LEAST, whichever is greater."""
+    still = u.detach()
+    light = gain * (still.clamp(min=0) if isinstance(gamma, (int, float)) and gamma == 1 else still.clamp(min=1e-6).pow(gamma))
+    cut = light.clamp(0, 1)
+    if not torch.is_grad_enabled():
+        return cut
+    with torch.no_grad():
+        slope = gain * gamma * still.clamp(min=LEAST).pow(gamma - 1)
+    return _straight(cut, light + slope * (u - still))
+
+
 @frozen
 class LowLight(Curved):
     """The picture is under- or over-exposed.
 
     y = clip(gain * max(u, 0)^gamma, 0, 1),  A+ y = (y / gain)^(1 / gamma)
 
-    gain below 1 is too dark, above 1 too bright: what is cut off at 1 is lost and has no gradient. Not linear. A A+ A u = A u exactly.
+    gain below 1 is too dark, above 1 too bright: what is cut off at 1 is lost. The gradient goes straight through both cuts, with a slope as if u were at least LEAST:
+    an estimate beyond what y tells of comes back, where without one a pixel once black stays black. Not linear. A A+ A u = A u exactly.
     """
 
     node_id = "LodestarLowLightOperator"
@@ -143,8 +157,7 @@ class LowLight(Curved):
     gamma: float = param(1.0, "Power: above 1 darkens the shadows.", 0.2, 5.0, 0.05)
 
     def forward(self, u):
-        light = u.clamp(min=0) if self.gamma == 1 else u.clamp(min=1e-6).pow(self.gamma)
-        return (self.gain * light).clamp(0, 1)
+        return exposed(u, self.gain, self.gamma)
 
     def inverted(self, y, like):
         return (y.clamp(0, 1) / self.gain).pow(1 / self.gamma)
