@@ -15,8 +15,8 @@ from .subject import SCHEDULER, SHAPE, Judge, Subject, cases, groups_of, text_of
 SCALES = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
 COLUMNS = 8
 WANTED = {"w1": 0.40, "best": 0.85}
-INTRO = """Measured on the two bundled models by `./scripts/bench effects` (host: ComfyUI {host}); {prompts} two-object prompts x {seeds} seeds, {steps} Euler steps, schedule `{scheduler}`.
-Base and method share prompts, seeds and noise. In brackets 95% intervals; a claim counts as reached where the interval of the paired difference lies on the
+MEASURED = """Measured on the bundled models by `./scripts/bench effects` (host: ComfyUI {host}): {what}, {steps} Euler steps, schedule `{scheduler}`."""
+INTRO = """Base and method share prompts, seeds and noise. In brackets 95% intervals; a claim counts as reached where the interval of the paired difference lies on the
 claimed side (for "not lower" and "not higher": within the margin), as "not resolved" where this many pictures can't tell.
 
 - accuracy: both objects' colour and shape and their relation right, by the measuring network. binding_errors: all colours and shapes there, wrongly paired.
@@ -185,9 +185,11 @@ def select(entries, wanted):
 def write_effects_page(out):
     """effects.md from effects.json."""
     data = store.read_json(out / "effects.json")
-    lines = ["# Effects", "", "Written by `./scripts/bench effects`.", ""]
-    lines += dict.fromkeys(INTRO.format(held_out=1024, **{k: about[k] for k in ("host", "prompts", "seeds", "steps", "scheduler")})
-                           for about in data.get("about", {}).values())
+    alike = {}
+    for generator, about in data.get("about", {}).items():
+        alike.setdefault(tuple(about[k] for k in ("host", "steps", "scheduler")), []).append(f"{generator} {about['prompts']} two-object prompts x {about['seeds']} seeds")
+    lines = ["# Effects", "", *(MEASURED.format(host=host, what=", ".join(what), steps=steps, scheduler=scheduler) for (host, steps, scheduler), what in alike.items()),
+             INTRO.format(held_out=1024), *summary(data.get("methods", {}))]
     for node_id, generators in sorted(data.get("methods", {}).items()):
         lines += [f"## {node_id.removeprefix('Lodestar')}", "", f"![]({node_id}.png)", ""]
         rows = []
@@ -199,6 +201,18 @@ def write_effects_page(out):
                              store.shown(**f["difference"]), f["claimed"] or "", f["verdict"]))
         lines += [store.table(("model", "metric", "base", "value", "method", "value", "difference", "the paper claims", ""), rows)]
     (out / "effects.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def summary(methods):
+    """Lines: what each method is to do, by what came of it."""
+    rows, words = [], ("reached", "not resolved", "opposite")
+    for node_id, generators in sorted(methods.items()):
+        claims = {word: [f"{generator}: {', '.join(names)}" for generator, metrics in generators.items()
+                         if (names := [metric for metric, f in metrics.items() if f["claimed"] and (f["verdict"] if f["verdict"] in words else "not resolved") == word])] for word in words}
+        if any(claims.values()):
+            name = node_id.removeprefix("Lodestar")
+            rows.append((f"[{name}](#{name.lower()})", *("; ".join(claims[word]) for word in words)))
+    return ["## At a glance", "", "What each method is to change (its paper's claim, or what its node is for), and whether these pictures show it.", "", store.table(("method", *words), rows)]
 
 
 def write_models_page(out):

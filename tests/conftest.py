@@ -64,7 +64,7 @@ NEWEST = ("test_correspondence_architectures.py", "test_further_architectures.py
           "test_loss_solvers_host.py", "test_guided_decode_host.py", "test_energy_host.py", "test_correspondence_host.py")
 MODERN = ("test_inverse_host.py", "test_particles_host.py", "test_loss_host.py")      # of the newest and of the one from PyPI, whose engine is another; the hosts between them are like the newest in what these ask
 ALIKE = ("areas_and_masks", "half_precision", "interrupted_run", "controlnet")      # tests of what the engine does for every method alike: older hosts are asked in the files of BETWEEN alone
-SINGLY = "acts_and_batch_equals_singles"      # each method by itself, which the hosts between are asked for all methods together
+SINGLY = "acts_and_batch_equals_singles"      # each method by itself: the hosts between are asked for all methods together, the oldest modern one for those of test_engine.py
 BETWEEN = ("test_boot.py", "test_engine.py", "test_nodes_host.py", "test_prompts_host.py", "test_together.py")
 
 
@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(config, items):
     if place != "newest":
         alike = NEWEST if os.environ.get("LODESTAR_HOST_KIND") == "pypi" else NEWEST + MODERN
         left = [i for i in items if "unit" not in i.keywords
-                and ("newest" in i.keywords or (place == "between" and SINGLY in i.name) or (Path(i.fspath).name in alike and (place == "between" or "old_hosts" not in i.name)) or (Path(i.fspath).name not in BETWEEN and (place == "between" or any(part in i.name for part in ALIKE))))]
+                and ("newest" in i.keywords or (SINGLY in i.name and (place == "between" or Path(i.fspath).name not in BETWEEN and os.environ.get("LODESTAR_HOST_KIND") != "pypi")) or (Path(i.fspath).name in alike and (place == "between" or "old_hosts" not in i.name)) or (Path(i.fspath).name not in BETWEEN and (place == "between" or any(part in i.name for part in ALIKE))))]
         items[:] = [i for i in items if i not in left]
         config.hook.pytest_deselected(items=left)
 

@@ -307,11 +307,11 @@ def test_every_sampler_of_the_host_runs(lab):
     failed = []
     for name in comfy.samplers.KSampler.SAMPLERS:
         try:
-            if not torch.isfinite(lab.run(model, sampler=name, steps=3)).all() and torch.isfinite(lab.run(lab.models["unet"], sampler=name, steps=3)).all():
+            if not torch.isfinite(lab.run(model, sampler=name, steps=2)).all() and torch.isfinite(lab.run(lab.models["unet"], sampler=name, steps=2)).all():
                 failed.append(name)
         except Exception as error:
             try:
-                lab.run(lab.models["unet"], sampler=name, steps=3)
+                lab.run(lab.models["unet"], sampler=name, steps=2)
             except Exception:
                 continue        # the host's own fault
             failed.append(f"{name}: {error!r}")

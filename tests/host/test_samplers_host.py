@@ -85,6 +85,7 @@ def test_methods_act_under_cfgpp(lab, kind):
     assert torch.equal(base, sample(lab, attach(model, PerturbedAttentionGuidance(scale=0.0)), lab.cfgpp()))
 
 
+@pytest.mark.newest
 @DDIM
 @pytest.mark.parametrize("kind", ("unet", "flux"))
 def test_round_trip_with_refinement(lab, kind):

@@ -20,7 +20,7 @@ ALIKE = {p.stem for p in FILES if p.stem in _SAME or p.stem.endswith(("_operator
 HERE = ALIKE | {p.stem for p in FILES if p.stem.startswith("train_")}      # not asked of the older hosts
 API = [pytest.param(p, marks=pytest.mark.newest if p.stem in HERE else (), id=p.stem) for p in FILES]
 RUNS = [pytest.param(p, g, marks=pytest.mark.newest if g == "dit" or p.stem in HERE else (), id=f"{p.stem}-{g}") for p in FILES for g in ("unet", "dit") if g == "unet" or p.stem not in ALIKE]
-QUICK = 4
+QUICK = 3
 REFUSED_BY_PYPI = {"model_pair_guidance": "newer ComfyUI", "temporal_attention_temperature": "2025 or newer"} | {name: "December 2024" for name in (      # what the host from PyPI cannot do, and says so
     "corrfill", "feature_correspondence_guidance", "glyph_adaptive_attention", "depth_guided_attention_injection", "attend_and_excite", "boxdiff",
     "layout_guidance", "scribble_guidance", "ctrl_x", "mutual_self_attention", "reference_attention", "stylealigned", "upsample_guidance",
