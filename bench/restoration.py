@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from . import text_lines
 from .stats import difference, mean
 from .store import Store, cache_folder, read_json, table, write_json
 
@@ -246,10 +247,15 @@ def run(args, version):
                 row["above"] = {b: [round(v, 3) for v in difference(found["psnr"], lab.figures(task, b, pictures)["psnr"], groups)] for b in (NAIVE, ALONE)}
             rows.setdefault(task, {})[name] = row
             print(f"{task}, {name}: {row['psnr'][0]:.2f} dB, features {row['feature'][0]:.3f}, correct {row['correct'][0]:.0%}", flush=True)
-        data = {"host": version, "pictures": len(pictures), "steps": STEPS, "tasks": rows}
-        write_json(path, data)
-        write_json(args.out / "restored.json", {"methods": effects(data)})
-        (args.out / "restoration.md").write_text(page(data), encoding="utf-8")
+        save(args.out, {**data, "host": version, "pictures": len(pictures), "steps": STEPS, "tasks": rows})
+    if not args.tasks and (not args.solvers or any(n.lower() in text_lines.NAME.lower() for n in args.solvers)):
+        save(args.out, {**read_json(path), "lines": text_lines.measured()})
+
+
+def save(out, data):
+    write_json(out / "restoration.json", data)
+    write_json(out / "restored.json", {"methods": effects(data)})
+    (out / "restoration.md").write_text(page(data), encoding="utf-8")
 
 
 def effects(data):
@@ -271,6 +277,8 @@ def effects(data):
     for base, metric in ((NAIVE, "a brief exposure, against it brightened"), (ALONE, "a brief exposure, against the network alone")):
         if LONGER in exposed:
             put("LodestarExposureDiffusion", metric, exposed[LONGER], exposed[LONGER]["above"][base], LONGER, exposed[base], base)
+    if "lines" in data:
+        found["LodestarTextSuperResolution"] = {"unet": text_lines.effects(data["lines"])}
     return found
 
 
@@ -298,7 +306,7 @@ def page(data):
             rows.append([n, spread(r["psnr"], 2), spread(r["gain"], 2), spread(r["feature"], 3), f"{r['correct'][0]:.0%} [{r['correct'][1]:.0%}, {r['correct'][2]:.0%}]",
                          ", ".join(f"{v:g}" for v in r["chosen"].values()), f"{r['seconds']:.1f}"])
         lines += [f"## {k[:1].upper()}{k[1:]}", "", table(["solver", "PSNR", "PSNR above the plain sampler", "features", "correct", "scale", "s"], rows)]
-    return "\n".join(lines)
+    return "\n".join(lines + (text_lines.page(data["lines"]) if "lines" in data else []))
 
 
 def _order():

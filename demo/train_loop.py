@@ -74,9 +74,9 @@ def train(o, name, fresh, batch, loss_of, held=8):
         with_it, without = [], []
         for i in range(held):
             made = batch(random.Random(10_000 + i), 16)
-            for found, w in ((with_it, average), (without, fresh())):
+            for found, w in ((with_it, average), (without, fresh()))[:1 if "loss_without_training" in before else 2]:
                 found.append(loss_of(w, made, torch.Generator().manual_seed(i)).item())
-    figures = {"steps": before["steps"] + o.steps, "loss": round(sum(with_it) / held, 4), "loss_without_training": before.get("loss_without_training", round(sum(without) / held, 4))}
+    figures = {"steps": before["steps"] + o.steps, "loss": round(sum(with_it) / held, 4), "loss_without_training": before["loss_without_training"] if "loss_without_training" in before else round(sum(without) / held, 4)}
     print(figures)
     save_file({k: v.half().contiguous() for k, v in average.items()}, path)
     with open(os.path.join(o.out, f"{name}.json"), "w", encoding="utf-8") as f:
@@ -85,7 +85,7 @@ def train(o, name, fresh, batch, loss_of, held=8):
 
 
 def train_whole(about, name, make, loss_of, figures, minutes, batch, clock=time.time, out=None):
-    """Trains a small network of its own from the command line (--out, --minutes or --steps, --batch, --threads, --seed), and writes NAME.safetensors (fp16, averaged weights) and NAME.json (its figures) to --out.
+    """Trains a small network of its own from the command line (--out, --minutes or --steps, --batch, --threads, --seed, --go-on), and writes NAME.safetensors (fp16, averaged weights) and NAME.json (its figures) to --out.
 
     loss_of(network, rng, n, code, generator) -> the loss of n fresh examples; figures(network, code, seed) -> {name: value}; clock: what --minutes are counted by; out: where to by default (None: it has to be given).
     """
@@ -96,12 +96,17 @@ def train_whole(about, name, make, loss_of, figures, minutes, batch, clock=time.
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--go-on", action="store_true", help="begin with what an earlier run left in --out; give it another seed")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     rng, generator = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
     code = load_file(os.path.join(args.out, "latents.safetensors"))
-    network = make()
+    network, before = make(), 0
+    if args.go_on:
+        network.load_state_dict(load_file(os.path.join(args.out, f"{name}.safetensors")))
+        with open(os.path.join(args.out, f"{name}.json"), encoding="utf-8") as f:
+            before = json.load(f)["steps"]
     print(f"{sum(p.numel() for p in network.parameters())} parameters", flush=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -128,7 +133,7 @@ def train_whole(about, name, make, loss_of, figures, minutes, batch, clock=time.
     network.load_state_dict({k: v.half().float() for k, v in average.items()})
     network.eval().requires_grad_(False)
     save_file({k: v.half().contiguous() for k, v in average.items()}, os.path.join(args.out, f"{name}.safetensors"))
-    result = {"seed": args.seed, "steps": step, "batch": args.batch, **figures(network, code, 10_000_019 + args.seed)}
+    result = {"seed": args.seed, "steps": before + step, "batch": args.batch, **figures(network, code, 10_000_019 + args.seed)}
     with open(os.path.join(args.out, f"{name}.json"), "w", encoding="utf-8") as f:
         json.dump(result, f, indent=1)
         f.write("\n")

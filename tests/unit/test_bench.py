@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lodestar.bench import costs, pairs, plan, references, stats, store, subject
+from lodestar.bench import costs, effects, pairs, plan, references, stats, store, subject
 from lodestar.demo import measure, scenes
 from lodestar.demo.reader import ShapeScore
 from lodestar.guidance.distillation.distil import Distiller
@@ -191,3 +191,10 @@ def test_things_of_a_picture_lie_where_its_depth_says():
     own = pairs.values("depth_overlap", pictures, depths, None)
     assert own.min() > 0.85 and pairs.values("depth_overlap", pictures, depths.roll(1, 0), None).max() < 0.6
     assert not pairs.values("depth_error", pictures, depths, depths).any() and pairs.values("depth_error", pictures, 1 - depths, depths).min() > 0.5
+
+
+def test_the_summary_files_each_claim_by_what_came_of_it():
+    figure = lambda claimed, verdict: {"claimed": claimed, "verdict": verdict}
+    made = effects.summary({"LodestarB": {"unet": {"x": figure("lower", "reached"), "y": figure("lower", "opposite"), "z": figure(None, "")}, "dit": {"x": figure("lower", "not resolved")}},
+                            "LodestarA": {"unet": {"z": figure(None, "")}}})
+    assert made[-1].splitlines()[2:] == ["| [B](#b) | unet: x | dit: x | unet: y |"]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from lodestar.bench import restoration
+from lodestar.bench import restoration, text_lines
 from lodestar.bench.subject import Judge
 from lodestar.guidance.catalogue import ROOT
 from lodestar.guidance.inverse.estimated import Estimate
@@ -58,3 +58,18 @@ def test_the_page_is_that_of_its_figures():
             assert rows["Null-Space Sampler (DDNM+)"]["psnr"][0] > rows[restoration.NAIVE]["psnr"][0] > 0
         if name == restoration.SENSOR:      # the bundled network beats the brightened picture
             assert set(restoration.EXPOSED) <= set(rows) and min(rows[e]["psnr"][0] for e in restoration.EXPOSED) > rows[restoration.NAIVE]["psnr"][0] + 3
+
+
+def test_lines_of_text_are_scored_and_shown():
+    """Rows of the same lines; lines of which nothing was lost are read; the page and the node's figures say the same."""
+    rows = text_lines.figures(1.0, 2)
+    assert set(rows) == {text_lines.SMALL, text_lines.ALONE, text_lines.TOLD, text_lines.READ, text_lines.WRONG}
+    assert rows[text_lines.SMALL]["characters"][0] > 0.5 and "above" not in rows[text_lines.SMALL]
+    for name, row in rows.items():
+        assert 0 <= row["lines"][0] <= row["characters"][0] <= 1 and 5 < row["psnr"][0] < 60
+        if "above" in row:
+            assert row["above"][text_lines.SMALL][0] == pytest.approx(row["characters"][0] - rows[text_lines.SMALL]["characters"][0], abs=1e-3)
+    found = {"count": 2, "shares": {"1": rows}}
+    figures = text_lines.effects(found)
+    assert len(figures) == 2 and all(f["value"] == rows[text_lines.TOLD]["characters"][0] and f["reached"] == (f["difference"]["low"] > 0) for f in figures.values())
+    assert f"| {text_lines.TOLD} | {rows[text_lines.TOLD]['characters'][0]:.0%} " in "\n".join(text_lines.page(found))
