@@ -6,7 +6,7 @@ HIFA = "distillation.hifa:HiFAGuidance"
 DSD = "distillation.dsd:DenoisedScoreDistillation"
 ISM = "distillation.ism:IntervalScoreMatching"
 TSM = "distillation.tsm:TrajectoryScoreMatching"
-SCORE = use("distillation.distil:ScoreDistillation", rate=0.1)
+SCORE = use("distillation.distil:ScoreDistillation", rate=0.2)
 HYBRID = "distillation.hybrid:HybridDistillation"
 PIXELS = use("distillation.distil:DistilPictures", rate=0.03)
 COMPOSITE = "distillation.composite:CompositeDistillation"

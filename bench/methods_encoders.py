@@ -23,9 +23,9 @@ _HIGHER, _OBJECTS = (Claim("objects", "higher"),), ("accuracy", "binding_errors"
 
 ENTRIES = (
     entry("LodestarCLIPTextLoss",      # the prompt names no colours, the loss is told the whole caption
-          led("CLIP text, whole captions", _COLOURLESS, use("loss.clip:CLIPText", texts="$texts", each=True, **_seen), _HIGHER, _OBJECTS)),
+          led("CLIP text, whole captions", _COLOURLESS, use("loss.clip:CLIPText", texts="$texts", each=True, **_seen), _HIGHER, _OBJECTS, 2.0)),
     entry("LodestarCLIPImageLoss",
-          led("CLIP image, the wanted scenes", _COLOURLESS, use("loss.clip:CLIPImage", target="$scenes", each=True, **_seen), _HIGHER, _OBJECTS)),
+          led("CLIP image, the wanted scenes", _COLOURLESS, use("loss.clip:CLIPImage", target="$scenes", each=True, **_seen), _HIGHER, _OBJECTS, 2.0)),
     entry("LodestarExemplarLoss",
           led("six good and six bad examples", _COLOURLESS, use("loss.exemplar:ExemplarSet", target="$good", bad="$bad", **_seen), (Claim("forbidden", "lower"),), ())),
     entry("LodestarStyleLoss",
@@ -34,7 +34,7 @@ ENTRIES = (
           led("batch, alike", _TOGETHER, use("loss.style:StyleLoss", against="batch, alike", mode="statistics", **_seen), (Claim("background_together", "higher"), Claim("palette_together", "higher")), ("accuracy",),
               name="in a batch")),
     entry("LodestarFeatureLoss",
-          led("perceptual, the wanted scenes", _COLOURLESS, use("loss.feature:FeatureLoss", target="$scenes", network="$vgg", mode="perceptual", **_drawn), _HIGHER + (Claim("target_distance", "lower"),), _OBJECTS)),
+          led("perceptual, the wanted scenes", _COLOURLESS, use("loss.feature:FeatureLoss", target="$scenes", network="$vgg", mode="perceptual", **_drawn), _HIGHER + (Claim("target_distance", "lower"),), _OBJECTS, 3.0)),
     entry("LodestarClassifierLoss",      # no prompt: the kind comes from the classifier alone
           led("log-probability of a kind", _EMPTY, use("loss.classifier:ClassifierLoss", classifier="$vgg", classes="$kinds", **_drawn), (Claim("recovered", "higher"),), ())),
     entry("LodestarSegmentationLoss",

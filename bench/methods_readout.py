@@ -26,8 +26,8 @@ def _dragged(label, name="", more=(), **values):
 ENTRIES = (
     Entry("LodestarReadoutGuidance",
           (_led("Readout Guidance, shapes, step 0.1", step_size=0.1), _led("Readout Guidance, shapes, step 0.02", "step 0.02"),
-           _dragged("Readout Guidance, drags, step 0.03", "drags", step_size=0.03), _dragged("Readout Guidance, drags, step 0.06", "drags, step 0.06", step_size=0.06),
-           _dragged("Readout Guidance, drags, step 0.06, and looks, 0.02", "drags and looks", (use(READOUT, readout="$looks_head", reference="$own", noise="shared", step_size=0.02),), step_size=0.06),
+           _dragged("Readout Guidance, drags, step 0.03", "drags", step_size=0.03), _dragged("Readout Guidance, drags, step 0.1", "drags, step 0.1", step_size=0.1),
+           _dragged("Readout Guidance, drags, step 0.1, and looks, 0.02", "drags and looks", (use(READOUT, readout="$looks_head", reference="$own", noise="shared", step_size=0.02),), step_size=0.1),
            Comparison(Setup("Readout Guidance, looks, step 0.1", 4.0, (use(READOUT, **_looks, step_size=0.1),), "euler_ancestral", prompts="crossed"),
                       Setup("CFG, w = 4, Euler ancestral, no reference", 4.0, sampler="euler_ancestral", prompts="crossed"), (Claim("palette", "higher"),), ("palette", "accuracy", "clipped", "std_ratio", "evaluations"), "looks", generators=("unet",))),
           (Cost("Readout Guidance, shapes", methods=(use(READOUT, **_given, end_percent=1.0),), heavy=False, peer=r"(?i)readout"),)),

@@ -50,7 +50,7 @@ _round = lambda label, cls, **values: Setup(label, 4.0, (use(cls, **values),), t
 ENTRIES = (
     _led("LodestarFreeDoM", "FreeDoM", FREEDOM),
     _led("LodestarGeoGuide", "GeoGuide", GEO),
-    _led("LodestarTrainingFreeGuidance", "Training-Free Guidance", TFG),
+    _led("LodestarTrainingFreeGuidance", "Training-Free Guidance, mu 8", TFG, mu=8.0),
     _led("LodestarDreamguider", "Dreamguider", DREAM),
     _led("LodestarUniversalGuidanceSampler", "Universal Guidance Sampler", UNIVERSAL),
     _led("LodestarSemanticGradientGuidance", "Semantic Gradient Guidance", SGG, labels="$labels"),

@@ -15,7 +15,7 @@ class SDSGuidance(ScoreGuidance):
     z: the clean latent; D: the guided clean estimate at the scale cfg; n: fresh noise; s: a random level between t_min and t_max. No backward pass through the network.
     It seeks modes: with a Gaussian prior every start ends at its mean. Hence high scales, smooth and saturated pictures, and nearly the same one for all seeds.
     Defaults: cfg 100, t from 0.98 to 0.02, W = s^2 / (a^2 + s^2) (paper). Some code writes the scale as cfg + 1.
-    Small models and latents take 7.5 to 30. On the bundled models 50 iterations are worse than sampling: smooth, half of the objects unreadable. Paper: Poole et al., arXiv 2209.14988. Cost: one guided prediction per iteration and draw.
+    Small models and latents take 7.5 to 30. On the bundled U-Net 50 iterations at rate 0.2 are as readable as sampled pictures; at 0.1 they do not get there: smooth, half of the objects unreadable. Paper: Poole et al., arXiv 2209.14988. Cost: one guided prediction per iteration and draw.
     """
 
     node_id = "LodestarSDSGuidance"

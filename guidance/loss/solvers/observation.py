@@ -25,8 +25,8 @@ class ObservationSelfGuidance(LossSolver):
 
     x, s: state and level, primes: the next level; a = 1 in k-units, 1 - s on flow models. w is the new state at the old level, in the paper's scaled coordinates y itself; up^2 is the variance of its
     reverse step. Quantile Loss over a batch gives its probabilistic forecasts; a picture's known pixels are observed in the same way.
-    Defaults: DDPM, scale 0.25 (released: 1 to 8 by data set, 100 steps, 100 samples, series of a few hundred values. Quantile Loss is a sum: half of a 128 px picture's latent are 2048 values, and of eight
-    pictures of the bundled model in 20 steps at CFG 4 scale 1 throws several off, 0.25 one, so that larger pictures want less; without a prompt 1 holds). Its refinement of another model's prediction is Refine by Loss without the network, or sampling from a low denoise; its Langevin form is left out.
+    Defaults: DDPM, scale 0.1 (released: 1 to 8 by data set, 100 steps, 100 samples, series of a few hundred values. Quantile Loss is a sum: half of a 128 px picture's latent are 2048 values, and of eight
+    pictures of the bundled model in 20 steps at CFG 4 scale 1 throws several off, 0.25 one, 0.1 none, so that larger pictures want less; without a prompt 1 holds). Its refinement of another model's prediction is Refine by Loss without the network, or sampling from a low denoise; its Langevin form is left out.
     Cost: DDPM: a second evaluation with its backward pass; DDIM: a backward pass.
     """
 
@@ -37,7 +37,7 @@ class ObservationSelfGuidance(LossSolver):
     evaluations = "DDPM 1, DDIM 0 (and a backward pass through the active branches, about 2)"
 
     loss: Any = socket("LODESTAR_LOSS", "What to minimise: Quantile Loss, or any.")
-    scale: float = param(0.25, "Strength of the gradient; 0 switches it off. Smaller for more observed values.", 0.0, 1e6, 0.05)
+    scale: float = param(0.1, "Strength of the gradient; 0 switches it off. Smaller for more observed values.", 0.0, 1e6, 0.01)
     form: str = param("DDPM", "DDPM: ancestral steps, led at the new state. DDIM: deterministic ones, led by the score.", choices=FORMS)
     eta = 0.0
 
