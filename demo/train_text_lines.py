@@ -1,6 +1,6 @@
 """Trains the network that comes with Text Super-Resolution (demo/lines.py): lines of the bundled font, from what is left of them and their text.
 
-    python scripts/_module.py lodestar.demo.train_text_lines [--out demo/weights] [--minutes 6] [--threads 1] [--seed 0]
+    python scripts/_module.py lodestar.demo.train_text_lines [--out demo/weights] [--minutes 6] [--threads 1] [--seed 0] [--go-on]
 
 Flow matching: the velocity's squared error at a level between 0 and 1. Letters are small ones; the font draws them as capitals, whose bytes are taught the same. Half of the lines have their text, one in five of these with a wrong character; one in ten has no picture. Lines are brought to a sixth to a third of
 their size, with noise of up to 0.1.
