@@ -10,6 +10,7 @@ from .store import table
 
 NAME, SHARES, COUNT, NOISE, SEED = "Text Super-Resolution", (0.25, 0.17), 48, 0.05, 50_021      # parts of a line's size that are left of it; the seed is none of the training
 SMALL, ALONE, TOLD, READ, WRONG = "enlarged again, bicubic", "drawn by the picture alone", "told its text", "told what the reader reads, twice", "told one wrong character"
+ROWS = (SMALL, ALONE, TOLD, READ, WRONG)
 
 
 def restored(low, said, **values):
@@ -64,7 +65,7 @@ def page(found):
     share = lambda e: f"{e[0]:.0%} [{e[1]:.0%}, {e[2]:.0%}]"
     lines = ["## Small lines of text", "", f"{NAME} with the bundled network: {found['count']} lines of four or five characters, 16 x 64 pixels, of which a part of the size is left, with noise of {NOISE:g}. The reader knows the font. "
              "Above: of the share of characters, beyond the same lines enlarged.", ""]
-    for part, rows in found["shares"].items():
+    for part, rows in sorted(found["shares"].items(), reverse=True):      # the file's keys are sorted
         lines += [f"{part} of the size:", "", table(["", "characters read", "lines read", "PSNR", "above"],
-                                                  [[name, share(r["characters"]), share(r["lines"]), spread(r["psnr"], 1), spread(r["above"][SMALL], 2) if "above" in r else ""] for name, r in rows.items()])]
+                                                  [[name, share(r["characters"]), share(r["lines"]), spread(r["psnr"], 1), spread(r["above"][SMALL], 2) if "above" in r else ""] for name, r in sorted(rows.items(), key=lambda row: ROWS.index(row[0]))])]
     return lines
