@@ -205,10 +205,11 @@ def write_effects_page(out):
 
 def summary(methods):
     """Lines: what each method is to do, by what came of it."""
-    rows, words = [], ("reached", "not resolved", "opposite")
+    outcomes = {f["verdict"] for generators in methods.values() for metrics in generators.values() for f in metrics.values() if f["claimed"]}
+    rows, words = [], [word for word in ("reached", "not resolved", "not reached", "opposite") if word in outcomes]
     for node_id, generators in sorted(methods.items()):
         claims = {word: [f"{generator}: {', '.join(names)}" for generator, metrics in generators.items()
-                         if (names := [metric for metric, f in metrics.items() if f["claimed"] and (f["verdict"] if f["verdict"] in words else "not resolved") == word])] for word in words}
+                         if (names := [metric for metric, f in metrics.items() if f["claimed"] and f["verdict"] == word])] for word in words}
         if any(claims.values()):
             name = node_id.removeprefix("Lodestar")
             rows.append((f"[{name}](#{name.lower()})", *("; ".join(claims[word]) for word in words)))

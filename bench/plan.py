@@ -17,6 +17,8 @@ import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .stats import Estimate
+
 CAPTION_METRICS = ("accuracy", "binding_errors", "frechet", "clipped", "std_ratio", "diversity", "evaluations")
 PLACED_METRICS = ("iou", "in_box", "objects", "frechet", "clipped", "std_ratio", "evaluations")
 FREE_METRICS = ("frechet", "clipped", "std_ratio", "evaluations")
@@ -124,6 +126,13 @@ def verdict(claim, value, base, difference):
         low, high = low + claim.bound, high + claim.bound
     good = low >= 0 if claim.direction.startswith("not") else low > 0
     return Verdict(good, "reached" if good else "opposite" if high < 0 else "not resolved")
+
+
+def to_be_higher(value, difference, base, setup, base_setup, pictures):
+    """The figures of a claim "higher" in the form of effects.json, of [value, low, high] each: the method's, the paired difference, the base's."""
+    judged, names = verdict(Claim("", "higher"), None, None, Estimate(*difference)), ("value", "low", "high")
+    return {**dict(zip(names, value)), "claimed": "higher", "reached": judged.reached, "verdict": judged.words, "base": {"value": base[0]}, "difference": dict(zip(names, difference)),
+            "setup": setup, "base_setup": base_setup, "pictures": pictures}
 
 
 @dataclass(frozen=True)

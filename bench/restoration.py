@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from . import text_lines
+from .plan import to_be_higher
 from .stats import difference, mean
 from .store import Store, cache_folder, read_json, table, write_json
 
@@ -263,10 +264,7 @@ def effects(data):
     found = {}
 
     def put(node_id, metric, row, gain, setup, base, base_setup):
-        value, low, high = row["psnr"]
-        found.setdefault(node_id, {}).setdefault("unet", {})[f"PSNR in dB, {metric}"] = {
-            "value": value, "low": low, "high": high, "claimed": "higher", "reached": gain[1] > 0, "verdict": "reached" if gain[1] > 0 else "opposite" if gain[2] < 0 else "not resolved",
-            "base": {"value": base["psnr"][0]}, "difference": {"value": gain[0], "low": gain[1], "high": gain[2]}, "setup": setup, "base_setup": base_setup, "pictures": data["pictures"]}
+        found.setdefault(node_id, {}).setdefault("unet", {})[f"PSNR in dB, {metric}"] = to_be_higher(row["psnr"], gain, base["psnr"], setup, base_setup, data["pictures"])
     for e in entries():
         for task in SHOWN:
             row, plain = (data["tasks"].get(task, {}).get(name) for name in (e.name, PLAIN))

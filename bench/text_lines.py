@@ -5,6 +5,7 @@ import random
 
 import torch
 
+from .plan import to_be_higher
 from .stats import difference, mean
 from .store import table
 
@@ -52,10 +53,7 @@ def effects(found):
     made = {}
     for share, rows in found["shares"].items():
         for base in (SMALL, ALONE):
-            gain, told, before = rows[TOLD]["above"][base], rows[TOLD]["characters"], rows[base]["characters"]
-            made[f"characters read, at {share} of the size, against it {base}"] = {
-                "value": told[0], "low": told[1], "high": told[2], "claimed": "higher", "reached": gain[1] > 0, "verdict": "reached" if gain[1] > 0 else "opposite" if gain[2] < 0 else "not resolved",
-                "base": {"value": before[0]}, "difference": dict(zip(("value", "low", "high"), gain)), "setup": TOLD, "base_setup": base, "pictures": found["count"]}
+            made[f"characters read, at {share} of the size, against it {base}"] = to_be_higher(rows[TOLD]["characters"], rows[TOLD]["above"][base], rows[base]["characters"], TOLD, base, found["count"])
     return made
 
 

@@ -40,16 +40,19 @@ def frozen_unet(folder):
     return network.requires_grad_(False), torch.cumprod(1 - beta, 0).float()
 
 
+def earlier(folder, name):
+    """(weights in float32, figures) that an earlier run left."""
+    with open(os.path.join(folder, f"{name}.json"), encoding="utf-8") as f:
+        return {k: v.float() for k, v in load_file(os.path.join(folder, f"{name}.safetensors")).items()}, json.load(f)
+
+
 def train(o, name, fresh, batch, loss_of, held=8):
     """Trains and writes NAME.safetensors (fp16, averaged weights) and NAME.json (the loss on scenes of its own, with and without training) to o.out.
 
     fresh() -> {key: tensor}; batch(rng, n) -> what loss_of(weights, made, generator) takes. held: batches of 16 on which the figures are measured.
     """
-    path, begin, before = os.path.join(o.out, f"{name}.safetensors"), fresh(), {"steps": 0}
-    if o.go_on:
-        begin = {k: v.float() for k, v in load_file(path).items()}
-        with open(os.path.join(o.out, f"{name}.json"), encoding="utf-8") as f:
-            before = json.load(f)
+    path = os.path.join(o.out, f"{name}.safetensors")
+    begin, before = earlier(o.out, name) if o.go_on else (fresh(), {"steps": 0})
     weights = {k: v.requires_grad_() for k, v in begin.items()}
     optimiser = torch.optim.AdamW(weights.values(), o.rate, betas=(0.9, 0.98), weight_decay=0.0)
     rng, generator = random.Random(o.seed), torch.Generator().manual_seed(o.seed)
@@ -70,13 +73,13 @@ def train(o, name, fresh, batch, loss_of, held=8):
         if step % 20 == 0:
             print(f"step {step} loss {sum(recent) / len(recent):.4f} {time.time() - begin:.0f}s", flush=True)
             recent = []
-    with torch.no_grad():
-        with_it, without = [], []
-        for i in range(held):
-            made = batch(random.Random(10_000 + i), 16)
-            for found, w in ((with_it, average), (without, fresh()))[:1 if "loss_without_training" in before else 2]:
-                found.append(loss_of(w, made, torch.Generator().manual_seed(i)).item())
-    figures = {"steps": before["steps"] + o.steps, "loss": round(sum(with_it) / held, 4), "loss_without_training": before["loss_without_training"] if "loss_without_training" in before else round(sum(without) / held, 4)}
+    made = [batch(random.Random(10_000 + i), 16) for i in range(held)]
+
+    @torch.no_grad()
+    def held_out(make):
+        return round(sum(loss_of(make(), m, torch.Generator().manual_seed(i)).item() for i, m in enumerate(made)) / held, 4)
+    without = before["loss_without_training"] if "loss_without_training" in before else held_out(fresh)
+    figures = {"steps": before["steps"] + o.steps, "loss": held_out(lambda: average), "loss_without_training": without}
     print(figures)
     save_file({k: v.half().contiguous() for k, v in average.items()}, path)
     with open(os.path.join(o.out, f"{name}.json"), "w", encoding="utf-8") as f:
@@ -104,9 +107,9 @@ def train_whole(about, name, make, loss_of, figures, minutes, batch, clock=time.
     code = load_file(os.path.join(args.out, "latents.safetensors"))
     network, before = make(), 0
     if args.go_on:
-        network.load_state_dict(load_file(os.path.join(args.out, f"{name}.safetensors")))
-        with open(os.path.join(args.out, f"{name}.json"), encoding="utf-8") as f:
-            before = json.load(f)["steps"]
+        weights, figures_before = earlier(args.out, name)
+        network.load_state_dict(weights)
+        before = figures_before["steps"]
     print(f"{sum(p.numel() for p in network.parameters())} parameters", flush=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}

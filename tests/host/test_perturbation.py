@@ -262,6 +262,7 @@ def test_compiled_models(lab):
     helpers.set_torch_compile_wrapper(model=compiled, backend="eager")
     close(lab.run(lab.guided(kind, *names, model=compiled), **short), free, free, 1e-3)
     assert not any("forward" in m.__dict__ for m in lab.models[kind].model.diffusion_model.modules())
+    close(lab.run(compiled, **short), plain, share=1e-4)
     assert (free - plain).abs().max() > 1e-3 * plain.abs().max()
 
 
